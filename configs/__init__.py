@@ -1,9 +1,10 @@
-"""Configurations of the three programs, and the one place that knows Hydra.
+"""Configurations of the three programs, and the only place that knows Hydra.
 
-    configs/train, configs/samplers, configs/eval    the experiments of each program; its settings stand in
-                                                     dataclasses (`programs`)
+    configs/train, configs/samplers, configs/eval    the experiments of each program; its settings are
+    declared
+                                                     in dataclasses (`programs`)
 
-`compose` gives a notebook the same plain dictionary that the command line would give the program.
+`compose` gives a notebook the same plain dictionary that the command line gives the program.
 """
 
 from __future__ import annotations
@@ -30,31 +31,27 @@ from omegaconf.errors import OmegaConfBaseException
 
 import plain_diffusion
 from configs.programs import PROGRAMS, experiment_page, help_page, subprograms
-from configs.sweep import STOPPED, combinations, run_all, shown
+from configs.sweep import STOPPED, combinations, readable, run_all
 from configs.texts import file_names, texts
 from diffusion.settings import values
 
 FOLDER = Path(__file__).parent
-APART = ("train", "samplers")  # programs whose runs in a sweep get a folder each
-SWEEPING = ("--multirun", "-m")
+OWN_FOLDERS = ("train", "samplers")  # programs whose runs in a sweep get a folder each
+SWEEP_FLAGS = ("--multirun", "-m")
 ENDINGS = (".yaml", ".yml")
-LOOKING = ("--help", "-h", "--cfg", "-c", "--resolve", "--info", "-i", "--version")
+INFO_FLAGS = ("--help", "-h", "--cfg", "-c", "--resolve", "--info", "-i", "--version")
 
 
 def compose(program: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The resolved configuration of `python -m program override ...`. ValueError in one line for anything
-    wrong with it."""
-    return _resolved(program, _quoted(program, overrides))
+    """The resolved configuration of `plain-diffusion program override ...`. ValueError in one line."""
+    return _resolve(program, _in_grammar(program, overrides))
 
 
-def _resolved(program: str, overrides: Sequence[str]) -> dict[str, Any]:
+def _resolve(program: str, overrides: Sequence[str]) -> dict[str, Any]:
     try:
         config = _compose(program, overrides)
-        missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
-            raise ValueError(
-                f"{missing[0]} must be given: {missing[0]}=...{_experiments(program, missing[0])}"
-            )
+        for name in sorted(OmegaConf.missing_keys(config)):
+            raise ValueError(f"{name} must be given: {name}=...{_experiments(program, name)}")
         resolved: dict[str, Any] = dict(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]  # keys of our files are strings
     except HydraException as error:
         raise ValueError(_explain(program, overrides, error)) from None
@@ -66,9 +63,9 @@ def _resolved(program: str, overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def _unresolved(program: str, overrides: Sequence[str]) -> dict[str, Any]:
-    """The configuration with ??? for what must be given, and ${...} as it is written."""
+    """The configuration with ??? for required settings, and ${...} unresolved."""
     try:
-        return dict(OmegaConf.to_container(_compose(program, overrides)))  # type: ignore[arg-type]  # as in `_resolved`
+        return dict(OmegaConf.to_container(_compose(program, overrides)))  # type: ignore[arg-type]  # as in `_resolve`
     except HydraException as error:
         raise ValueError(_explain(program, overrides, error)) from None
 
@@ -76,64 +73,42 @@ def _unresolved(program: str, overrides: Sequence[str]) -> dict[str, Any]:
 def compose_sweep(
     program: str, overrides: Sequence[str] = (), multirun: bool = True
 ) -> list[tuple[str, dict[str, Any]]]:
-    """The configuration of every run of a sweep, and what is special about each; all are composed before the
-    first is run.
+    """What is special about each run of a sweep, and its configuration; all composed before the first run.
 
-    multirun  False: only where the experiment's own file says that it is a sweep (hydra.mode: MULTIRUN);
-              otherwise there are none
+    multirun  False: only if the experiment's file is a sweep (hydra.mode: MULTIRUN), else there are no runs
 
     ValueError as in `compose`.
     """
-    given = _quoted(program, overrides)
+    given = _in_grammar(program, overrides)
     try:
-        swept = combinations(given, {})
-        own = _compose(program, swept[0], return_hydra_config=True).hydra
+        first = combinations(given, {})[0]
+        own = _compose(program, first, return_hydra_config=True).hydra
         if not multirun and own.mode != RunMode.MULTIRUN:
             return []
-        runs = combinations(
-            given,
-            {
-                key: texts(program).swept(key, str(values))
-                for key, values in (own.sweeper.params or {}).items()
-            },
-        )
+        params = (own.sweeper.params or {}).items()
+        runs = combinations(given, {key: texts(program).swept(key, str(values)) for key, values in params})
     except HydraException as error:
         raise ValueError(_explain(program, given, error)) from None
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from None
     same = set.intersection(*map(set, runs)) if len(runs) > 1 else set()
-    special = [
-        " ".join(shown(override) for override in run if override not in same) or "as it stands"
-        for run in runs
-    ]
+    different = [[override for override in run if override not in same] for run in runs]
+    special = [" ".join(map(readable, run)) or "as it stands" for run in different]
     if program == "train" and len(runs) > 1 and not any(override.startswith("resume=") for override in given):
-        runs = [
-            [*run, "resume=true"] for run in runs
-        ]  # a training that is done, or begun, is not begun again
-    configs = [_resolved(program, run) for run in runs]
-    if _share_a_folder(configs, key := PROGRAMS[program].written):
-        if program in APART:
-            folders = file_names(special)
-            configs = [
-                _resolved(program, _apart(program, *each))
-                for each in zip(runs, configs, folders, strict=True)
-            ]
-        elif others := sorted(
-            {
-                override.partition("=")[0].lstrip("+")
-                for run in runs
-                for override in run
-                if override not in same
-            }
-            - {"metric"}
-        ):
+        runs = [[*run, "resume=true"] for run in runs]  # finished or begun trainings are not repeated
+    configs = [_resolve(program, run) for run in runs]
+    if _share_a_folder(configs, key := PROGRAMS[program].output):
+        if program in OWN_FOLDERS:
+            each = zip(runs, configs, file_names(special), strict=True)
+            configs = [_resolve(program, _separate(program, *run)) for run in each]
+            return list(zip(special, configs, strict=True))
+        names = {override.partition("=")[0].lstrip("+") for run in different for override in run}
+        if names := names - {"metric"}:
             stem, ending = os.path.splitext(configs[0][key])
-            advice = (
-                "name it by what differs, "
-                f"{key}='{stem}-{'-'.join(f'${{{other}}}' for other in others)}{ending}'"
-            )
+            advice = f"{key}='{stem}-{'-'.join(f'${{{name}}}' for name in sorted(names))}{ending}'"
             raise ValueError(
-                f"runs of this sweep would replace each other's results in {key}={stem}{ending}: {advice}"
+                f"runs of this sweep would replace each other's results in {key}={stem}{ending}: "
+                f"name it by what differs, {advice}"
             )
     return list(zip(special, configs, strict=True))
 
@@ -143,10 +118,9 @@ def _share_a_folder(configs: Sequence[Mapping[str, Any]], key: str) -> bool:
     return len(set(places)) < len(places)
 
 
-def _apart(program: str, run: Sequence[str], config: Mapping[str, Any], folder: str) -> list[str]:
-    """The overrides of a run of a sweep that writes into a folder of its own beneath the one that all were to
-    share."""
-    key = PROGRAMS[program].written
+def _separate(program: str, run: Sequence[str], config: Mapping[str, Any], folder: str) -> list[str]:
+    """The overrides of a run that writes into its own folder, below the one that all runs were to share."""
+    key = PROGRAMS[program].output
     own = texts(program).in_grammar(f"{key}={config[key]}/{folder}")
     return [*(override for override in run if not override.startswith(f"{key}=")), own]
 
@@ -156,52 +130,48 @@ def command_line(
     main: Callable[[dict[str, Any]], int],
     after: Callable[[Sequence[dict[str, Any]]], None] = lambda configs: None,
 ) -> None:
-    """Run a program with the overrides of the command line and exit with its status; with -m (--multirun) all
-    combinations of them.
+    """Runs a program with the overrides of the command line, or with -m all combinations, and exits.
 
-    after  called at the end with all configurations, of a sweep or of one run
+    after  called at the end with all configurations
 
-    An error that the user can mend ends with one line and status 1; HYDRA_FULL_ERROR=1 shows where it came
-    from.
+    The user's errors end with one line and status 1; HYDRA_FULL_ERROR=1 shows the traceback.
     """
     arguments = sys.argv[1:]
     try:
         if "--version" in arguments:
             print(f"plain-diffusion {plain_diffusion.__version__}")
             return
-        settled = [argument for argument in arguments if "=" in argument]
-        if settled and {"--help", "-h"} & set(arguments):
-            print(experiment_page(program, _unresolved(program, _quoted(program, settled))), flush=True)
+        overrides = [argument for argument in arguments if "=" in argument]
+        topics = [argument for argument in arguments if argument not in ("--help", "-h")]
+        if overrides and topics != arguments:
+            print(experiment_page(program, _unresolved(program, _in_grammar(program, overrides))), flush=True)
             return
-        if help_asked := {"--help", "-h"} & set(arguments):
-            print(
-                help_page(program, [argument for argument in arguments if argument not in help_asked]),
-                flush=True,
-            )
+        if topics != arguments:
+            print(help_page(program, topics), flush=True)
             return
         if _is_for_hydra(arguments):
-            sys.argv[1:] = _quoted(program, arguments)
+            sys.argv[1:] = _in_grammar(program, arguments)
             select(program)
-            hydra.main(None, program, version_base="1.3")(main)()  # which shows, and does not run it
+            hydra.main(None, program, version_base="1.3")(main)()  # shows the configuration, does not run it
             return
-        overrides = [argument for argument in arguments if argument not in SWEEPING]
+        overrides = [argument for argument in arguments if argument not in SWEEP_FLAGS]
         runs = compose_sweep(program, overrides, multirun=overrides != arguments)
         with _warnings_in_a_line():
-            sys.exit(
-                run_all(runs, main, after) if runs else _run_one(compose(program, overrides), main, after)
-            )
-    except HydraException as error:  # such as what `evaluate` names, and cannot be made
+            if runs:
+                sys.exit(run_all(runs, main, after))
+            sys.exit(_run_one(compose(program, overrides), main, after))
+    except HydraException as error:  # such as an `evaluate` that cannot be made
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         sys.exit(f"error: {' '.join(str(error).split())}")
-    except BrokenPipeError:  # whoever read stdout has seen enough: | head
+    except BrokenPipeError:  # the reader of stdout has closed it: | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except (ValueError, OSError, FloatingPointError) as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             raise
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt as stop:  # its message, if any, says how to go on
+    except KeyboardInterrupt as stop:  # its message, if any, says how to continue
         if os.environ.get("RANK", "0") == "0":
             print(": ".join(["stopped", *map(str, stop.args)]), file=sys.stderr)
         sys.exit(STOPPED)
@@ -219,64 +189,51 @@ def _run_one(
 
 @contextmanager
 def _warnings_in_a_line() -> Iterator[None]:
-    """Warnings for the user as "warning: ..." on stderr, without the line of code they come from."""
+    """Prints warnings for the user as "warning: ..." on stderr, without the line of code."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_, **__: print(
-            f"warning: {message}", file=sys.stderr, flush=True
-        )
+
+        def show(message: Warning | str, *_: Any, **__: Any) -> None:
+            print(f"warning: {message}", file=sys.stderr, flush=True)
+
+        warnings.showwarning = show
         yield
 
 
 def _is_for_hydra(arguments: Sequence[str]) -> bool:
-    """Whether a flag such as --cfg job or --info only looks at the configuration, which Hydra's own command
-    line answers. ValueError for a flag that has no meaning.
-    """
-    flags = [
-        argument.split("=")[0]
-        for argument in arguments
-        if argument.startswith("-") and argument not in SWEEPING
-    ]
+    """Whether a flag such as --cfg job only shows the configuration. ValueError for an unknown flag."""
+    flags = [argument.split("=")[0] for argument in arguments if argument.startswith("-")]
+    flags = [flag for flag in flags if flag not in SWEEP_FLAGS]
     for flag in flags:
-        if flag not in LOOKING:
-            shown = ", ".join(LOOKING)
-            raise ValueError(
-                f"no flag {flag}: settings are given as name=value, {shown} show them, and -m runs every "
-                "combination"
-            )
+        if flag not in INFO_FLAGS:
+            known = f"{', '.join(INFO_FLAGS)} show settings, and -m runs every combination"
+            raise ValueError(f"no flag {flag}: settings are given as name=value, {known}")
     return bool(flags)
 
 
-def _quoted(program: str, overrides: Sequence[str]) -> list[str]:
-    """The overrides in Hydra's grammar. ValueError for a text that is given twice, as a shell's unquoted
-    {000..009} gives it."""
+def _in_grammar(program: str, overrides: Sequence[str]) -> list[str]:
+    """The overrides in Hydra's grammar. ValueError for a text given twice (an unquoted {000..009})."""
     keys = [override.partition("=")[0].lstrip("+") for override in overrides]
     for key in keys:
         if keys.count(key) > 1 and key in texts(program):
-            advice = (
-                "give it once, and a pattern in quotes, which the shell leaves whole: "
-                f"{key}='shard-{{000..009}}.tar'"
-            )
+            advice = f"give it once, and quote a pattern for the shell: {key}='shard-{{000..009}}.tar'"
             raise ValueError(f"{key} is given {keys.count(key)} times: {advice}")
-    overrides = [chosen_experiment(program, override) for override in overrides]
-    given = [
-        texts(program).in_grammar(override, _settings(program) if "${" in override else ())
-        for override in overrides
-    ]
-    return [part for override in given for part in _whole_section(override)]
+    parts: list[str] = []
+    for override in overrides:
+        override = chosen_experiment(program, override)
+        names = _settings(program) if "${" in override else ()
+        parts += _replace_section(texts(program).in_grammar(override, names))
+    return parts
 
 
-def _whole_section(override: str) -> list[str]:
-    """data={name: ...} describes another data set, model.network={name: ...} another network: what the file
-    says of its own goes, which Hydra would leave beside it.
-    """
-    described = re.match(r"(?:\+\+?)?([\w.]+)=\{.*\bname\s*:", override)
-    return [f"++{described[1]}=null", f"++{override.lstrip('+')}"] if described else [override]
+def _replace_section(override: str) -> list[str]:
+    """data={name: ...} describes another data set: removes the file's section, which Hydra would merge."""
+    section = re.match(r"(?:\+\+?)?([\w.]+)=\{.*\bname\s*:", override)
+    return [f"++{section[1]}=null", f"++{override.lstrip('+')}"] if section else [override]
 
 
 def chosen_experiment(program: str, override: str) -> str:
-    """experiment=folder/mine.yaml chooses a file of the user's own, and brings those beside it along, which
-    it may build on."""
+    """experiment=folder/mine.yaml chooses the user's own file; others in its folder can be its defaults."""
     key, _, value = override.partition("=")
     if key != "experiment":
         return override
@@ -290,27 +247,25 @@ def chosen_experiment(program: str, override: str) -> str:
 
 
 def _register(program: str, path: Path) -> None:
-    """Make the experiments in the folder of this one known to Hydra. ValueError or OSError where that cannot
-    be."""
+    """Makes the experiments of the file's folder known to Hydra. ValueError or OSError if that fails."""
     if not path.is_file():
         raise FileNotFoundError(f"no such experiment: {path}")
     if path.stem in (own := _options(program, "experiment")):
-        raise ValueError(f"an experiment {path.stem} comes with this library: give {path} another name")
+        raise ValueError(f"this library has an experiment {path.stem}: give {path} another name")
     select(program)
-    for file in sorted(each for each in path.parent.iterdir() if each.suffix in ENDINGS):
-        if file.stem in own:
-            continue
+    files = [file for file in path.parent.iterdir() if file.suffix in ENDINGS and file.stem not in own]
+    for file in sorted(files):
         try:
             _store_experiment(program, file)
         except (yaml.YAMLError, OmegaConfBaseException, UnicodeError) as error:
             if file == path:
-                raise ValueError(
-                    f"{path} cannot be read as YAML: {' '.join(str(error).split())}"
-                ) from None  # other files beside it may be anything
+                reason = " ".join(str(error).split())
+                # Other files in its folder may be anything.
+                raise ValueError(f"{path} cannot be read as YAML: {reason}") from None
 
 
 def _settings(program: str) -> list[str]:
-    """Every setting that a program and its experiments name."""
+    """The names of all settings of a program and its experiments."""
     files = [OmegaConf.to_container(OmegaConf.load(path)) for path in (FOLDER / program).rglob("*.yaml")]
     declared = (PROGRAMS[program].settings(), *subprograms(program).values())
     return [key for each in (*map(values, declared), *files) for key in _keys(each)]
@@ -323,17 +278,17 @@ def _compose(program: str, overrides: Sequence[str], return_hydra_config: bool =
 
 
 def select(program: str) -> None:
-    """Make the settings and experiments of this program those that Hydra knows."""
+    """Makes the settings and experiments of this program those that Hydra knows."""
     ConfigStore.instance().repo["experiment"] = _stored(program)
 
 
 @cache
 def _stored(program: str) -> dict[str, Any]:
-    """What Hydra knows of the group "experiment", once a program's settings and experiments are stored."""
-    store, several = ConfigStore.instance(), subprograms(program)
-    base = {} if several else values(PROGRAMS[program].settings())
+    """Hydra's group "experiment" with the program's experiments; stores its settings too."""
+    store, parts = ConfigStore.instance(), subprograms(program)
+    base = {} if parts else values(PROGRAMS[program].settings())
     store.store(program, {"defaults": ["_self_", {"experiment": PROGRAMS[program].experiment}], **base})
-    for name, own in several.items():
+    for name, own in parts.items():
         store.store(name, {"program": name, **values(own)}, group="program", package="_global_")
     group = store.repo["experiment"] = {}
     for path in (FOLDER / program / "experiment").glob("*.yaml"):
@@ -342,9 +297,9 @@ def _stored(program: str) -> dict[str, Any]:
 
 
 def _store_experiment(program: str, path: Path) -> None:
-    """Add an experiment to those that Hydra knows."""
+    """Makes an experiment known to Hydra."""
     content: Any = OmegaConf.to_container(OmegaConf.load(path))
-    if sections := _described(content) if "defaults" in content else {}:
+    if sections := _null_sections(content) if "defaults" in content else {}:
         name = f"{program}-{path.stem}"
         ConfigStore.instance().store(name, sections, group="hydra/emptied", package="_global_")
         bases = list(content["defaults"])
@@ -353,43 +308,40 @@ def _store_experiment(program: str, path: Path) -> None:
     ConfigStore.instance().store(path.stem, content, group="experiment", package="_global_")
 
 
-def _described(content: Any) -> dict[str, Any]:
-    """null in place of every section with a `name`. Such a section describes another network, data set, ...,
-    so that those which the file builds on leave nothing of theirs in it, as on the command line.
+def _null_sections(content: Any) -> dict[str, Any]:
+    """null for every section with a `name`, which replaces the section of the experiment that it builds on.
+
+    Such a section describes another network, data set, ...; Hydra would merge the two.
     """
     sections = {key: value for key, value in content.items() if isinstance(value, Mapping) and key != "hydra"}
-    inner = {key: None if "name" in value else _described(value) for key, value in sections.items()}
+    inner = {key: None if "name" in value else _null_sections(value) for key, value in sections.items()}
     return {key: value for key, value in inner.items() if value != {}}
 
 
 def _explain(program: str, overrides: Sequence[str], error: HydraException) -> str:
-    """One line for what Hydra says in several, with the nearest key or file that there is."""
+    """Hydra's error in one line, with the nearest key or file."""
     text = str(error)
-    if found := re.search(r"Could not (?:override|delete) '([^'@=]+)'", text):
-        key = found[1]
+    if match := re.search(r"Could not (?:override|delete) '([^'@=]+)'", text):
+        key = match[1]
         choices = [o for o in overrides if o.split("=")[0] in _groups(program)]
-        known = list(
-            _keys(OmegaConf.to_container(_compose(program, choices if key not in "".join(choices) else [])))
-        )
-        if key in known:  # data={nam: folder}: the section is there, a name within it is not
-            given = {
-                o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(list(overrides))
-            }
+        config = _compose(program, choices if key not in "".join(choices) else [])
+        known = list(_keys(OmegaConf.to_container(config)))
+        if key in known:  # data={nam: folder}: the section exists, a name within it does not
+            parsed = OverridesParser.create().parse_overrides(list(overrides))
+            given = {override.key_or_group: override.value() for override in parsed}
             key = next((name for name in _keys(given.get(key), f"{key}.") if name not in known), key)
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = (
-            f"did you mean {near[0]!r}?"
-            if near
-            else f"known at the top: {', '.join(k for k in known if '.' not in k)}"
-        )
+        hint = _nearest(key, known, f"known at the top: {', '.join(k for k in known if '.' not in k)}")
         return f"no setting named {key!r}; {hint} (+{key}=... adds one that the file leaves at its default)"
-    if found := re.search(r"Could not find '([\w-]+)/([^']+)'", text):
-        options = _options(program, found[1])
-        near = difflib.get_close_matches(found[2], options, n=1)
-        return f"no {found[1]} named {found[2]!r}; " + (
-            f"did you mean {near[0]!r}?" if near else f"known: {', '.join(options)}"
-        )
+    if match := re.search(r"Could not find '([\w-]+)/([^']+)'", text):
+        options = _options(program, match[1])
+        hint = _nearest(match[2], options, f"known: {', '.join(options)}")
+        return f"no {match[1]} named {match[2]!r}; {hint}"
     return " ".join(text.split())
+
+
+def _nearest(name: str, known: Sequence[str], otherwise: str) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else otherwise
 
 
 def _groups(program: str) -> list[str]:
@@ -401,13 +353,11 @@ def _options(program: str, group: str) -> list[str]:
 
 
 def _experiments(program: str, missing: str) -> str:
-    """What to add to "must be given" where choosing an experiment would give it."""
+    """Advice for "must be given": experiments to choose from."""
     options = _options(program, "experiment")
-    return (
-        f", or choose an experiment: experiment={' | '.join(options)}"
-        if options and missing != "experiment"
-        else ""
-    )
+    if not options or missing == "experiment":
+        return ""
+    return f", or choose an experiment: experiment={' | '.join(options)}"
 
 
 def _keys(config: Any, prefix: str = "") -> Iterator[str]:

@@ -1,5 +1,4 @@
-"""What each program can be told: its settings, from the dataclasses that declare them, and what there is to
-choose from."""
+"""The settings of each program, from the dataclasses that declare them, and the choices that it offers."""
 
 from __future__ import annotations
 
@@ -16,6 +15,7 @@ from diffusion.settings import (
     LINE,
     About,
     Setting,
+    as_yaml,
     find,
     merged,
     page,
@@ -26,35 +26,26 @@ from diffusion.settings import (
 from diffusion.spec import check_names
 
 FOLDER = Path(__file__).parent  # of the experiments, a folder per program
-GIVEN = ("noise", "path")  # options of samplers that come from the seeds
-OWN = {  # what may come from outside
-    "its name alone": ("sampler", "spacing", "prediction", "metric", "features"),
-    "{name: package.module:name, and its settings}": (
-        "data",
-        "network",
-        "schedule",
-        "objective",
-        "density",
-        "weighting",
-        "rule",
-    ),
-}
+FROM_SEEDS = ("noise", "path")  # options of samplers
+# Choices for which one's own code may be named: package.module:name, or {name: package.module:name, ...}.
+BY_NAME = ("sampler", "spacing", "prediction", "metric", "features")
+BY_DESCRIPTION = ("data", "network", "schedule", "objective", "density", "weighting", "rule")
 
 
 @dataclass(frozen=True)
 class Program:
     """One program.
 
-    usage     how it is called, for the top of its --help
-    written   the setting that names the folder or file of its results
-    settings  all at the top, those of `experiment` where there is one
-    texts     these, and those of what their mappings describe, to tell which are text
-    choices   what there is to choose from, by the setting that chooses; imported when asked for
-    experiment  that is taken where none is chosen
+    usage       how to call it, for the top of its --help
+    output      the setting that names the folder or file of its results
+    settings    all at the top; those of `experiment` if there is one
+    texts       these and those within its mappings, to find the ones that are text
+    choices     what there is to choose from, by setting; imported when called
+    experiment  the default experiment
     """
 
     usage: str
-    written: str
+    output: str
     settings: Callable[[], tuple[Setting, ...]]
     texts: Callable[[], tuple[Setting, ...]]
     choices: Callable[[], dict[str, Mapping[str, Any]]]
@@ -70,51 +61,42 @@ def _train() -> tuple[Setting, ...]:
 
 @cache
 def _samplers() -> tuple[Setting, ...]:
-    """Those of both ways to draw, of which null stands for what is not given."""
+    """Those of both ways to draw, with null for the model's default."""
     from samplers.run import SampleParams
     from samplers.text_to_image import TextToImageParams
 
     run, text = settings(SampleParams), settings(TextToImageParams)
-    first = {each.name: each for each in (*run, *text)}
-    again = (
-        "a PNG drawn here: its settings, and what is given beside it instead of them; alone, the same to "
-        "the last bit"
-    )
-    chosen = (first["run"], first["weights"], Setting("from", None, About(again, text="path")))
+    every = {each.name: each for each in (*run, *text)}
+    redraw = About("a PNG drawn here: draws it again to the last bit, or with other settings", text="path")
+    modes = (every["run"], every["weights"], Setting("from", None, redraw))
     shared = {each.name for each in run} & {each.name for each in text}
     own = [each for part in (text, run) for each in part if each.name not in shared]
-    return with_null_defaults(merged(chosen, own, [each for each in run if each.name in shared]))
+    return with_null_defaults(merged(modes, own, [each for each in run if each.name in shared]))
 
 
 def _training_texts() -> tuple[Setting, ...]:
-    """With the paths that data sets and objectives take."""
+    """Adds the paths that data sets and objectives take."""
     from train.data import DATASETS
     from train.run import OBJECTIVES
 
-    further = Setting("from", None, About(text="path"), list[str])  # of model
-    return (
-        *_train(),
-        further,
-        *(each for entry in (*DATASETS.values(), *OBJECTIVES.values()) for each in _paths(entry)),
-    )
+    model_from = Setting("from", None, About(text="path"), list[str])
+    entries = *DATASETS.values(), *OBJECTIVES.values()
+    return (*_train(), model_from, *(each for entry in entries for each in _paths(entry)))
 
 
 def _scoring_texts() -> tuple[Setting, ...]:
-    """With those of what draws samples."""
+    """Adds those of drawing samples."""
     from train.data import DATASETS
 
-    scored = [each for of in subprograms("eval").values() for each in of]
-    return (*scored, *_samplers(), *(each for entry in DATASETS.values() for each in _paths(entry)))
+    scoring = [each for group in subprograms("eval").values() for each in group]
+    return (*scoring, *_samplers(), *(each for entry in DATASETS.values() for each in _paths(entry)))
 
 
 def _paths(entry: Callable[..., Any]) -> list[Setting]:
-    """The parameters that a path can be given to."""
-    hints = get_type_hints(entry.__init__ if inspect.isclass(entry) else entry)
-    return [
-        Setting(name, None, About(text="path"), kind)
-        for name, kind in hints.items()
-        if {str, Path} & {kind, *get_args(kind)}
-    ]
+    """The parameters that take a path."""
+    hints = get_type_hints(entry.__init__ if inspect.isclass(entry) else entry).items()
+    paths = [(name, kind) for name, kind in hints if {str, Path} & {kind, *get_args(kind)}]
+    return [Setting(name, None, About(text="path"), kind) for name, kind in paths]
 
 
 def _scoring() -> tuple[Setting, ...]:
@@ -123,8 +105,7 @@ def _scoring() -> tuple[Setting, ...]:
 
 @cache
 def subprograms(program: str) -> dict[str, tuple[Setting, ...]]:
-    """Of a program whose experiments name one of several by `program`, the settings of those that declare
-    theirs in a dataclass."""
+    """Settings of the programs that eval's experiments choose by `program`, if a dataclass declares them."""
     if program != "eval":
         return {}
     from eval.bench import BENCHMARKS
@@ -151,15 +132,9 @@ def _training_choices() -> dict[str, Mapping[str, Any]]:
     from train.weighting import WEIGHTINGS
 
     networks = {name: params for name, (_, params) in NETWORKS.items()}
-    return {
-        "data": DATASETS,
-        "network": networks,
-        "schedule": SCHEDULES,
-        "prediction": PREDICTIONS,
-        "objective": OBJECTIVES,
-        "density": DENSITIES,
-        "weighting": WEIGHTINGS,
-    }
+    choices: dict[str, Mapping[str, Any]] = {"data": DATASETS, "network": networks, "schedule": SCHEDULES}
+    choices |= {"prediction": PREDICTIONS, "objective": OBJECTIVES}
+    return choices | {"density": DENSITIES, "weighting": WEIGHTINGS}
 
 
 def _drawing_choices() -> dict[str, Mapping[str, Any]]:
@@ -180,34 +155,37 @@ def _scoring_choices() -> dict[str, Mapping[str, Any]]:
 
 PROGRAMS = {
     "train": Program(
-        "plain-diffusion train experiment=digits_unet [train.steps=2000 ...]              a model from "
-        "scratch, or a distilled one\n"
-        "plain-diffusion train experiment=finetune weights=FILE data=FOLDER [...]         a published "
-        "model, on captioned pictures\n"
-        "plain-diffusion train experiment=folder/mine.yaml [...]                          an experiment of "
-        "your own",
+        """\
+Train a diffusion model.
+
+plain-diffusion train experiment=digits_unet [train.steps=2000 ...]         from scratch, or distilled
+plain-diffusion train experiment=finetune weights=FILE data=FOLDER [...]    from a published model
+plain-diffusion train experiment=folder/mine.yaml [...]                     by your own experiment""",
         "run",
         _train,
         _training_texts,
         _training_choices,
     ),
     "samplers": Program(
-        "plain-diffusion samplers run=runs/digits_unet [labels=[3,7] ...]                              with "
-        "a model trained here\n"
-        'plain-diffusion samplers weights=sd_xl_base_1.0.safetensors prompt="a corgi" [n=4 ...]        with '
-        "a published one\n"
-        "plain-diffusion samplers from=samples/a-corgi-1f2e3d4c/images/000000.png [steps=40 ...]       an "
-        "image once more, or changed\n\n"
-        "null, everywhere: what the model is meant for, or what is said beside it.",
+        """\
+Draw images.
+
+plain-diffusion samplers run=runs/digits_unet [labels=[3,7] ...]                        from a trained run
+plain-diffusion samplers weights=sdxl.safetensors prompt="a corgi" [n=4 ...]            from published weights
+plain-diffusion samplers from=PICTURE.png [steps=40 ...]                                a picture again
+
+null stands for the model's default, or for what its comment says.""",
         "out",
         _samplers,
         _samplers,
         _drawing_choices,
     ),
     "eval": Program(
-        "plain-diffusion eval samples=FOLDER reference=FOLDER metric=[fid,kid]      scores pictures\n"
-        "plain-diffusion eval experiment=NAME [...]                            compares runs, measures "
-        "speed, ...: see --help experiment",
+        """\
+Score pictures, or run another experiment.
+
+plain-diffusion eval samples=FOLDER reference=FOLDER metric=[fid,kid]    scores pictures
+plain-diffusion eval experiment=NAME [...]                               others: see --help experiment""",
         "out",
         _scoring,
         _scoring_texts,
@@ -218,15 +196,13 @@ PROGRAMS = {
 
 
 def help_page(program: str, topics: Sequence[str]) -> str:
-    """What --help prints: all settings, or what is known of those that are named. ValueError for one that is
-    not."""
-    of = PROGRAMS[program]
+    """What --help prints: all settings, or the given topics. ValueError for an unknown topic."""
     if topics:
         return "\n\n".join(_topic(program, topic) for topic in topics)
-    choices = "  ".join(("experiment", *of.choices()))
+    own = PROGRAMS[program]
+    choices = "Choices: --help NAME, for NAME in " + ", ".join(("experiment", *own.choices()))
     flags = "\n".join(f"{name:<24}{text}" for name, text in FLAGS.items())
-    parts = [of.usage, page(of.settings()), f"What there is to choose from: --help NAME, of {choices}", flags]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join([own.usage, page(own.settings()), choices, flags])
 
 
 def experiment_page(program: str, config: Mapping[str, Any]) -> str:
@@ -237,39 +213,32 @@ def experiment_page(program: str, config: Mapping[str, Any]) -> str:
 
 
 FLAGS = {
-    "-m, --multirun": "run every combination of several values: seed=0,9, and of texts and paths "
-    "'prompt=choice(a cat,a dog)'",
-    "--help experiment=NAME": "the settings of an experiment",
-    "--help NAME": "what a setting is, and what there is to choose from",
-    "--cfg job": "the settings as they come out, without running",
-    "--version": "of this library",
+    "-m, --multirun": "run every combination of values: seed=0,9 or 'prompt=choice(a cat,a dog)'",
+    "--help experiment=NAME": "show the settings of an experiment",
+    "--help NAME": "show a setting, and its choices",
+    "--cfg job": "show the resolved settings without running",
+    "--version": "show the version of this library",
 }
 
 
 def _topic(program: str, topic: str) -> str:
-    of = PROGRAMS[program]
+    group, tables, parts = PROGRAMS[program].settings(), PROGRAMS[program].choices(), subprograms(program)
     lines = []
-    for place, setting in find(of.settings(), topic).items():
-        lines.append(page([replace(setting, name=place, about=replace(setting.about, heading=""))]))
-    tables = of.choices()
-    if topic in tables:
-        lines += [describe(name, entry) for name, entry in tables[topic].items()]
-        own = next((words for words, topics in OWN.items() if topic in topics), "")
-        lines.append(f"  {'package.module:name':<20} one of your own: {own}" if own else "")
-    if topic in subprograms(program):
-        lines.append(page(subprograms(program)[topic]))
+    for name, setting in find(group, topic).items():
+        lines.append(page([replace(setting, name=name, about=replace(setting.about, heading=""))]))
+    lines += [describe(name, entry) for name, entry in tables.get(topic, {}).items()]
+    if topic in BY_NAME + BY_DESCRIPTION:
+        how = "by this name" if topic in BY_NAME else "as {name: package.module:name, and its settings}"
+        lines.append(f"  {'package.module:name':<20} your own, {how}")
+    if topic in parts:
+        lines.append(page(parts[topic]))
     if topic == "experiment":
-        lines += [
-            f"  {path.stem:<20} {_first_comment(path)}"
-            for path in sorted((FOLDER / program / topic).glob("*.yaml"))
-        ]
-        lines.append("  folder/mine.yaml     a file of your own, which may build on these")
+        paths = sorted((FOLDER / program / topic).glob("*.yaml"))
+        lines += [f"  {path.stem:<20} {_first_comment(path)}" for path in paths]
+        lines.append("  folder/mine.yaml     your own file, which may build on these")
     if not lines:
-        check_names(
-            "setting or choice",
-            [topic],
-            [each.name for each in of.settings()] + ["experiment", *tables, *subprograms(program)],
-        )
+        names = [each.name for each in group]
+        check_names("setting or choice", [topic], [*names, "experiment", *tables, *parts])
     return "\n".join(line for line in lines if line)
 
 
@@ -279,36 +248,25 @@ def _first_comment(path: Path) -> str:
 
 
 def describe(name: str, entry: Any) -> str:
-    """An entry of a table of names: what it is, from its docstring, and the settings of its own."""
+    """A choice: what it is, from its docstring, and its own settings."""
     words = _summary(entry) if callable(entry) else str(entry)
-    own = [f"{each.name}={_shown(each.default)}" for each in _own_parameters(entry)]
-    if not (about := " ".join([words, f"[{', '.join(own)}]" if own else ""]).strip()):
-        return f"  {name}"
-    return textwrap.fill(
-        about, LINE, initial_indent=f"  {name:<20} ", subsequent_indent=" " * 23, break_on_hyphens=False
-    )
+    own = [f"{each.name}={as_yaml(each.default)}" for each in _own_parameters(entry)]
+    text = " ".join([words, f"[{', '.join(own)}]" if own else ""]).strip()
+    lines = textwrap.wrap(text, LINE - 23, break_on_hyphens=False)
+    return f"  {name:<20} ".rstrip() if not lines else f"  {name:<20} " + ("\n" + " " * 23).join(lines)
 
 
 def _summary(entry: Any) -> str:
     text = inspect.getdoc(entry)
-    if not text and not inspect.signature(entry).parameters:  # which makes what is described
+    if not text and not inspect.signature(entry).parameters:  # a function that makes the described object
         text = inspect.getdoc(entry())
     return " ".join((text or "").split("\n\n")[0].split())
 
 
 def _own_parameters(entry: Any) -> list[inspect.Parameter]:
-    """Those with plain defaults: the others are given by the program."""
+    """The parameters with plain defaults: the program provides the others."""
     if not callable(entry):
         return []
     plain = (bool, int, float, str, tuple, type(None))
-    return [
-        each
-        for each in inspect.signature(entry).parameters.values()
-        if isinstance(each.default, plain) and each.name not in GIVEN
-    ]
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    parameters = inspect.signature(entry).parameters.values()
+    return [each for each in parameters if isinstance(each.default, plain) and each.name not in FROM_SEEDS]

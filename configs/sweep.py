@@ -1,8 +1,6 @@
-"""Many runs of one program, in Hydra's grammar: a setting with several values, or `hydra.sweeper.params` of
-an experiment's file.
+"""Many runs of one program: settings with several values, or `hydra.sweeper.params` in an experiment.
 
-python -m eval -m experiment=... samples.sampler=ddim,euler samples.steps=5,10
-'samples.guidance=range(1,3,0.5)'
+plain-diffusion eval -m samples.sampler=ddim,euler samples.steps=5,10 'samples.guidance=range(1,3,0.5)'
 """
 
 from __future__ import annotations
@@ -19,29 +17,22 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
-STOPPED = 130  # the status of a run that Ctrl-C has ended, and that has said so
+STOPPED = 130  # the status of a run that Ctrl-C has ended
 
 
 def combinations(overrides: Sequence[str], params: Mapping[str, str]) -> list[list[str]]:
-    """The overrides of every run: all combinations of settings with several values, where the last setting
-    varies fastest.
+    """The overrides of every run: all combinations of several values; the last setting varies fastest.
 
     params  settings of the experiment's file; overrides of the same name replace them
     """
-    given = _parsed(overrides)
-    asked = {override.get_key_element() for override in given}
-    axes = [
-        _values(override)
-        for override in (
-            *_parsed([f"{key}={value}" for key, value in params.items() if key not in asked]),
-            *given,
-        )
-    ]
-    return [list(run) for run in product(*axes)]
+    own = _parsed(overrides)
+    names = {override.get_key_element() for override in own}
+    added = _parsed([f"{key}={value}" for key, value in params.items() if key not in names])
+    return [list(run) for run in product(*map(_values, [*added, *own]))]
 
 
-def shown(override: str) -> str:
-    """An override as people would write it, without the quotes that Hydra's grammar needs."""
+def readable(override: str) -> str:
+    """An override without the quotes of Hydra's grammar."""
     value = _parsed([override])[0].value()
     return f"{override.partition('=')[0]}={value}" if isinstance(value, str) else override
 
@@ -56,10 +47,8 @@ def _values(override: Override) -> list[str]:
         return [str(override.input_line)]
     key = override.get_key_element()
     if not override.is_discrete_sweep():
-        raise ValueError(
-            f"{override.input_line} names no values that could be listed: give {key}=1,2,3 or "
-            f"{key}=range(1,4)"
-        )
+        advice = f"give {key}=1,2,3 or {key}=range(1,4)"
+        raise ValueError(f"{override.input_line} does not list its values: {advice}")
     return [f"{key}={value}" for value in override.sweep_string_iterator()]
 
 
@@ -68,66 +57,56 @@ def run_all(
     main: Callable[[dict[str, Any]], int],
     after: Callable[[Sequence[dict[str, Any]]], None],
 ) -> int:
-    """Run one after the other. An error is printed at once, the other runs go on, and the status is 1.
+    """Runs one after the other. An error is printed at once, the other runs continue, and the status is 1.
 
-    runs   the settings that distinguish each run, and its configuration
-    after  called with all configurations at the end, also after errors; its own errors are printed like those
-           of a run
+    runs   what is special about each run, and its configuration
+    after  called with all configurations at the end, also after errors, which are printed as those of a run
+           are
 
-    Ctrl-C ends the sweep: `after` is called for what is there, then KeyboardInterrupt is raised with a
-    message that says how to go on. ValueError under torchrun: processes that failed at different runs could
-    no longer speak to each other.
+    Ctrl-C ends the sweep: `after` is called for the finished runs, then KeyboardInterrupt says how to
+    continue. ValueError under torchrun: processes that fail in different runs could not communicate any more.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ValueError("torchrun shares one run among processes: start one for each run of a sweep")
+        raise ValueError("torchrun shares one run among processes: start it once for each run of a sweep")
     configs = [config for _, config in runs]
     try:
-        failed = _each(runs, main)
+        failed = _run_each(runs, main)
     except KeyboardInterrupt:
         _status("after all runs", lambda: after(configs))
-        raise KeyboardInterrupt("called again, runs that are done are not repeated") from None
-    for what in failed:
-        print(f"failed: {what}", file=sys.stderr, flush=True)
+        raise KeyboardInterrupt("called again, finished runs are not repeated") from None
+    for name in failed:
+        print(f"failed: {name}", file=sys.stderr, flush=True)
     status = _status("after all runs", lambda: after(configs))
     if failed:
-        print(
-            f"error: {len(failed)} of {len(runs)} runs failed; called again, those that are done are not "
-            "repeated",
-            file=sys.stderr,
-        )
+        count = f"{len(failed)} of {len(runs)} runs failed"
+        print(f"error: {count}; called again, finished runs are not repeated", file=sys.stderr)
     return 1 if failed else status
 
 
-def _each(runs: Sequence[tuple[str, dict[str, Any]]], main: Callable[[dict[str, Any]], int]) -> list[str]:
-    """Run one after the other, and name those that failed."""
+def _run_each(runs: Sequence[tuple[str, dict[str, Any]]], main: Callable[[dict[str, Any]], int]) -> list[str]:
+    """Runs one after the other; returns those that failed."""
     failed = []
-    for number, (what, config) in enumerate(runs, 1):
-        print(f"[{number}/{len(runs)}] {what}", flush=True)
+    for number, (name, config) in enumerate(runs, 1):
+        print(f"[{number}/{len(runs)}] {name}", flush=True)
         start = time.perf_counter()
-        status = _status(what, partial(main, config))
+        status = _status(name, partial(main, config))
         if status == STOPPED:
             raise KeyboardInterrupt
         if status:
-            failed.append(what)
-        print(
-            f"[{number}/{len(runs)}] {'failed' if status else 'done'} after "
-            f"{time.perf_counter() - start:.0f} s",
-            flush=True,
-        )
+            failed.append(name)
+        result = f"{'failed' if status else 'done'} after {time.perf_counter() - start:.0f} s"
+        print(f"[{number}/{len(runs)}] {result}", flush=True)
     return failed
 
 
-def _status(what: str, job: Callable[[], int | None]) -> int:
-    """The status of a job: 1 if it raises, which is printed at once."""
+def _status(name: str, job: Callable[[], int | None]) -> int:
+    """The status of a job: 1 if it raises; the error is printed at once."""
     try:
         return job() or 0
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR"):
             traceback.print_exc()
         expected = isinstance(error, (ValueError, OSError, FloatingPointError))
-        print(
-            f"error: {what}: {'' if expected else f'{type(error).__name__}: '}{error}",
-            file=sys.stderr,
-            flush=True,
-        )
+        kind = "" if expected else f"{type(error).__name__}: "
+        print(f"error: {name}: {kind}{error}", file=sys.stderr, flush=True)
         return 1

@@ -1,15 +1,12 @@
-"""Settings that are text or paths: taken as they stand, though Hydra's grammar would take them apart at
-commas, brackets, quotes or "=".
+"""Settings that are text or paths are taken literally, with their commas, brackets, quotes and "=".
 
-Everything behind the "=" is the text, but for: quotes around all of it, null, and a name that stands for the
-file or folder of that name whatever else it looks like. Otherwise, where a setting takes them,
+Everything after "=" is the text, except quotes around all of it, null, and the name of an existing file or
+folder, whatever it looks like. Otherwise, if a setting takes them,
 
-    [a, b]        closed at the very end, is a list, and each of its members a text
-    {run: a}      closed at the very end and with a colon, is a mapping, and those of its members that are
-                  texts are taken as they stand too
-    a,b           are the values of a sweep (-m); choice(a,b) are so for every text
-    ${train.seed} in the folder that a program writes to is the value of that setting, ${oc.env:HOME} of the
-    environment
+    [a, b]        is a list of texts, if closed at the very end
+    {run: a}      is a mapping, if closed at the very end and with a colon; its texts are taken literally too
+    a,b           are values of a sweep (-m); choice(a,b) are for every text
+    ${train.seed} in the output folder is the value of that setting; ${oc.env:HOME} is of the environment
 """
 
 from __future__ import annotations
@@ -26,24 +23,22 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from configs.programs import PROGRAMS
 from diffusion.settings import Setting
 
-NAME = "name"  # of a row of results; within a mapping it is that of what the mapping describes
+NAME = "name"  # at the top the text of a row; within a mapping the name of what it describes
 _ELEMENT = re.compile(r"""\s*(?:'[^']*'|"[^"]*")\s*(?=,|$)|(?:\{(?:[^{}]|\{[^{}]*\})*\}|\[[^\]]*\]|[^,])+""")
 
 
 class Texts:
-    """The settings of a program that are text, by the last part of their names, wherever they stand: run,
-    model.from, samples.run, ..."""
+    """The text settings of a program, by the last part of their names: run, model.from, samples.run, ..."""
 
-    def __init__(self, settings: Iterable[Setting], written: str) -> None:
-        """written: the setting of the folder or file that results go to."""
+    def __init__(self, settings: Iterable[Setting], output: str) -> None:
+        """output: the setting of the folder or file of results."""
         text = [each for part in settings for each in part.flat if each.about.text]
-        self.written, self.names = written, {each.name for each in text}
+        self.output, self.names = output, {each.name for each in text}
         self.paths = {each.name for each in text if each.about.text == "path"}
         self._swept = {each.name for each in text if each.about.swept}
-        self._lists, self._mappings, self._numbers = (
-            {each.name for each in text if _takes(each.type, *kinds)}
-            for kinds in ((tuple, list), (dict,), (int,))
-        )
+        self._lists = {each.name for each in text if _takes(each.type, tuple, list)}
+        self._mappings = {each.name for each in text if _takes(each.type, dict)}
+        self._numbers = {each.name for each in text if _takes(each.type, int)}
         self._member = re.compile(
             rf"(?P<head>(?:^|[{{,])\s*(?P<name>{'|'.join(sorted(self.names - {NAME}))})\s*:\s*)"
             r"""(?P<value>'[^']*'|"[^"]*"|(?:\{[^{}]*\}|\[[^\]]*\]|.)+?)"""
@@ -57,7 +52,7 @@ class Texts:
     def in_grammar(self, override: str, settings: Iterable[str] = ()) -> str:
         """An override as people write it, in Hydra's grammar.
 
-        settings  the names that ${...} may refer to in the folder that is written to
+        settings  the names that ${...} may refer to in the output folder
         """
         key, given, value = override.partition("=")
         name = key.lstrip("+")
@@ -65,62 +60,53 @@ class Texts:
             return override
         if name not in self:
             return f"{key}={self._within(value)}" if value[:1] + value[-1:] in ("{}", "[]") else override
-        return (
-            f"{key}={self._value(name.rpartition('.')[2], value, settings if name == self.written else ())}"
-        )
+        settings = settings if name == self.output else ()
+        return f"{key}={self._value(name.rpartition('.')[2], value, settings)}"
 
     def swept(self, key: str, values: str) -> str:
         """The values of a setting in `hydra.sweeper.params` of a file, in Hydra's grammar."""
         return self.in_grammar(f"{key}=choice({values})").partition("=")[2] if key in self else values
 
     def empty_path(self, config: Any, key: str = "") -> str | None:
-        """The first setting that is an empty text in place of a path, as $UNSET leaves it; None where there
-        is none.
+        """The first setting whose path is an empty text, as $UNSET leaves it, or None.
 
-        Read as a path it would be the working folder.
+        As a path it would be the working folder.
         """
         if isinstance(config, Mapping):
-            return next(
-                (
-                    found
-                    for name, value in config.items()
-                    if (found := self.empty_path(value, f"{key}.{name}".strip(".")))
-                ),
-                None,
-            )
+            inner = (self.empty_path(value, f"{key}.{name}".strip(".")) for name, value in config.items())
+            return next(filter(None, inner), None)
         values = config if isinstance(config, list) else [config]
         return key if key.rpartition(".")[2] in self.paths and "" in values else None
 
     def _value(self, name: str, value: str, settings: Iterable[str] = ()) -> str:
-        """The value of a setting that is text."""
+        """The value of a text setting."""
         number = name in self._numbers and re.fullmatch(r"-?\d+", value)
         if value == "null" or number:
             return value
         if Path(value).name and _exists(value):
             return _quoted(value)
         if value.startswith("choice(") and value.endswith(")"):
-            return ",".join(
-                self._value(name, element, settings) for element in _elements(value[len("choice(") : -1])
-            )
+            elements = _elements(value[len("choice(") : -1])
+            return ",".join(self._value(name, element, settings) for element in elements)
         if name in self._mappings and _closes(value, "{}") and ":" in value:
             return self._within(value)
         if name in self._lists and _closes(value, "[]"):
             return f"[{','.join(self._value(name, element) for element in _elements(value[1:-1]))}]"
-        if name in self._swept and len(elements := list(_elements(value))) > 1:
-            return ",".join(self._value(name, element) for element in elements)
+        if name in self._swept and len(several := list(_elements(value))) > 1:
+            return ",".join(self._value(name, element) for element in several)
         return _quoted(_unquoted(value), settings)
 
     def _within(self, value: str) -> str:
-        """A mapping, or a list of them, in which the members that are text are in quotes."""
+        """A mapping, or a list of mappings, with its texts in quotes."""
         return self._member.sub(
-            lambda found: found["head"] + self._value(found["name"], found["value"]), value
+            lambda member: member["head"] + self._value(member["name"], member["value"]), value
         )
 
 
 @cache
 def texts(program: str) -> Texts:
-    """Those of a program, by its name."""
-    return Texts(PROGRAMS[program].texts(), PROGRAMS[program].written)
+    """The text settings of a program, by its name."""
+    return Texts(PROGRAMS[program].texts(), PROGRAMS[program].output)
 
 
 def _takes(annotation: Any, *kinds: type) -> bool:
@@ -129,12 +115,10 @@ def _takes(annotation: Any, *kinds: type) -> bool:
 
 
 def file_names(texts: Sequence[str]) -> list[str]:
-    """A name for each of these texts that a folder may have, and no two have."""
+    """A different folder name for each of these texts."""
     names = [re.sub(r"[^\w.,=+-]+", "-", text).strip("-.+")[:100] for text in texts]
-    return [
-        f"{name}-{_digest(text)}" if names.count(name) > 1 else name
-        for name, text in zip(names, texts, strict=True)
-    ]
+    pairs = zip(names, texts, strict=True)
+    return [f"{name}-{_digest(text)}" if names.count(name) > 1 else name for name, text in pairs]
 
 
 def _digest(text: str) -> str:
@@ -142,12 +126,12 @@ def _digest(text: str) -> str:
 
 
 def _elements(text: str) -> Iterator[str]:
-    """What stands between the commas, of which those in quotes, brackets and braces are none."""
-    return (found[0].strip() for found in _ELEMENT.finditer(text))
+    """The parts between commas, except those in quotes, brackets and braces."""
+    return (element[0].strip() for element in _ELEMENT.finditer(text))
 
 
 def _closes(value: str, pair: str) -> bool:
-    """Whether the bracket that a value begins with closes at its very end."""
+    """Whether the bracket at the beginning closes at the very end."""
     depth = 0
     for place, letter in enumerate(value):
         depth += (letter == pair[0]) - (letter == pair[1])
@@ -159,7 +143,7 @@ def _closes(value: str, pair: str) -> bool:
 def _exists(value: str) -> bool:
     try:
         return Path(value).exists()
-    except (OSError, ValueError):  # a text that no file could be named
+    except (OSError, ValueError):  # not a possible file name
         return False
 
 
@@ -169,7 +153,8 @@ def _unquoted(value: str) -> str:
 
 
 def _quoted(text: str, settings: Iterable[str] = ()) -> str:
-    """In quotes, in which Hydra takes nothing apart; ${ would still be OmegaConf's."""
+    """In quotes, which Hydra does not take apart; ${ would still be OmegaConf's."""
     names = "|".join(map(re.escape, settings))
-    kept = rf"(?!(?:{names})\}}|oc\.\w+:)" if names else ""
-    return str(QuotedString(re.sub(rf"(\\*)\$\{{{kept}", r"\1\1\\${", text), Quote.single).with_quotes())
+    references = rf"(?!(?:{names})\}}|oc\.\w+:)" if names else ""
+    escaped = re.sub(rf"(\\*)\$\{{{references}", r"\1\1\\${", text)
+    return str(QuotedString(escaped, Quote.single).with_quotes())

@@ -180,7 +180,7 @@ def page(group: Iterable[Setting], indent: str = "") -> str:
     group, lines = tuple(group), list[str]()
     blocks = [each.default if _is_block(each.default) else [] for each in group]
     alone = [bool(each.inner or block) for each, block in zip(group, blocks, strict=True)]
-    defaults = ["" if name else f" {_as_yaml(each.default)}" for each, name in zip(group, alone, strict=True)]
+    defaults = ["" if name else f" {as_yaml(each.default)}" for each, name in zip(group, alone, strict=True)]
     heads = [f"{indent}{each.name}:{default}" for each, default in zip(group, defaults, strict=True)]
     column = 2 + max((len(head) for head in heads if len(head) <= WIDE), default=WIDE)
     for each, head, block in zip(group, heads, blocks, strict=True):
@@ -194,7 +194,7 @@ def page(group: Iterable[Setting], indent: str = "") -> str:
             head = ""
         if each.inner:
             lines.append(page(each.inner, f"{indent}  "))
-        lines += [f"{indent}  - {_as_yaml(item)}" for item in block]
+        lines += [f"{indent}  - {as_yaml(item)}" for item in block]
     return "\n".join(lines)
 
 
@@ -211,11 +211,12 @@ def _is_block(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
 
 
-def _as_yaml(value: Any) -> str:
+def as_yaml(value: Any) -> str:
+    """A plain value as YAML writes it, on one line."""
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{name}: {_as_yaml(inner)}' for name, inner in value.items())}}}"
-    if isinstance(value, list):
-        return f"[{', '.join(map(_as_yaml, value))}]"
+        return f"{{{', '.join(f'{name}: {as_yaml(inner)}' for name, inner in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(as_yaml, value))}]"
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, str) and re.search(r"[,:#{}\[\]\n]", value):

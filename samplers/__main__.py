@@ -1,5 +1,4 @@
-"""plain-diffusion samplers run=FOLDER | weights=FILE prompt=TEXT | from=IMAGE [key=value ...]: see
-`plain-diffusion samplers --help`."""
+"""plain-diffusion samplers run=FOLDER | weights=FILE prompt=TEXT | from=IMAGE [key=value ...]"""
 
 from __future__ import annotations
 
@@ -16,10 +15,8 @@ def main(config: dict[str, Any]) -> int:
     if len(images) == 1:
         print(f"{images[0]}" + (f"   {comparison}" if comparison else ""))
     else:
-        print(
-            f"{len(images)} images in {out / 'images'}, "
-            f"{'all' if len(images) <= SHOWN else f'the first {SHOWN}'} in {out / 'grid.png'}"
-        )
+        together = "all" if len(images) <= SHOWN else f"the first {SHOWN}"
+        print(f"{len(images)} images in {out / 'images'}, {together} in {out / 'grid.png'}")
     return 0
 
 

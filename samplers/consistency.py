@@ -14,11 +14,10 @@ from samplers.solver import Step
 def consistency(
     denoiser: DenoiserLike, x: Tensor, grid: Grid, *, noise: Noise | None = None
 ) -> Iterator[Step]:
-    """Song et al. 2023 (consistency models), alg. 1: jump to data, add fresh noise down to the next level,
-    jump again.
+    """Consistency sampling (Song et al. 2023, alg. 1): jump to data, add noise for the next level, repeat.
 
-    For denoisers that map any level straight to data, such as `train.consistency` makes; for LCMs (Luo et al.
-    2023) it is what users know as "lcm". noise defaults to seeds 0 ... B-1.
+    For denoisers that map any level straight to data, such as `train.consistency` makes. For LCMs (Luo et al.
+    2023) users know it as "lcm". noise defaults to seeds 0 ... B-1.
     """
     noise = noise or SeededNoise(range(len(x)))
     for i, (t, s) in enumerate(pairwise(grid)):

@@ -18,9 +18,9 @@ def ddim(
 ) -> Iterator[Step]:
     """DDIM (Song et al. 2021, eq. 12): keep the estimated noise, lower its level. Order 1.
 
-    x_s = alpha_s x0 + sigma_s (sqrt(1 - eta^2 tau) eps + eta sqrt(tau) z), tau the share of noise that is
-    new. eta = 0 is deterministic: one Euler step in sigma/alpha, and one in flow time, on every schedule. eta
-    = 1 is DDPM. noise defaults to seeds 0 ... B-1.
+    x_s = alpha_s x0 + sigma_s (sqrt(1 - eta^2 tau) eps + eta sqrt(tau) z), tau the share of new noise. eta =
+    0 is deterministic: one Euler step in sigma/alpha, and in flow time, on every schedule. eta = 1 is DDPM.
+    noise defaults to seeds 0 ... B-1.
     """
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must lie in [0, 1], not {eta:g}")

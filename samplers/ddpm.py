@@ -24,12 +24,12 @@ def ddpm(
     variance: Variance = "posterior",
     noise: Noise | None = None,
 ) -> Iterator[Step]:
-    """DDPM (Ho et al. 2020, alg. 2), strided by whatever grid it gets: sample q(x_s | x_t, x0) at the
-    estimated x0.
+    """DDPM (Ho et al. 2020, alg. 2) on any grid: sample q(x_s | x_t, x0) at the estimated x0.
 
     variance  "posterior": the exact one, right for point-like data; "upper": that of the forward step, right
               for white data (both section 3.2); "learned": the network's own (Nichol & Dhariwal 2021, eq. 15)
-    noise defaults to seeds 0 ... B-1. No noise is added on the step that reaches clean data.
+
+    The step that reaches clean data adds no noise. noise defaults to seeds 0 ... B-1.
     """
     check_names("variance", [variance], ("posterior", "upper", "learned"))
     noise = noise or SeededNoise(range(len(x)))
@@ -43,15 +43,10 @@ def ddpm(
 
 def _std(variance: Variance, estimate: Estimate, t: NoiseLevel, s: NoiseLevel) -> float | Tensor:
     share = math.sqrt(tau(t, s))
-    lower, upper = (
-        s.sigma * share,
-        t.sigma * share * math.hypot(s.alpha, s.sigma) / math.hypot(t.alpha, t.sigma),
-    )  # the last is 1 on VP
+    lower = s.sigma * share
+    upper = t.sigma * share * math.hypot(s.alpha, s.sigma) / math.hypot(t.alpha, t.sigma)  # hypot: 1 on VP
     if variance == "learned":
         if estimate.variance is None:
-            raise ValueError(
-                "variance='learned' needs a network with a learned variance; this one has none: use "
-                "'posterior' or 'upper'"
-            )
+            raise ValueError("this network has no learned variance: use variance='posterior' or 'upper'")
         return learned_std(estimate.variance, lower, upper)
     return lower if variance == "posterior" else upper

@@ -1,4 +1,4 @@
-"""Images side by side with labels, for notebooks: the picture that `show` returns is what a cell displays."""
+"""Images side by side with labels: a notebook cell displays what `show` returns."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from samplers.pictures import thumbnail, to_uint8
 
-SMALL, LARGE = 96, 256  # pixels of a shown image's side: smaller ones are magnified, larger ones made smaller
+SMALL, LARGE = 96, 256  # pixels of a side: smaller images are magnified, larger ones reduced
 GAP, LINE = 4, 16  # pixels between images, and of a line of text
 
 
@@ -22,24 +22,22 @@ def show(
     title: str | None = None,
     low: float = 0.0,
 ) -> Image.Image:
-    """One picture of images (N, 1 or 3, H, W) with values in [low, 1], row by row; a notebook displays it.
+    """One picture of images (N, 1 or 3, H, W) with values in [low, 1], row by row, for a notebook.
 
-    columns  default 8, or as many as there are images
-    labels   of each image, above it; rows: of each row, to its left
-    low      0 for what `generate` makes, -1 for what `sample` makes of digits
+    columns  default 8, or the number of images if that is smaller
+    labels   one per image, above it; rows: one per row, to its left
+    low      0 for images of `generate`, -1 for digits of `sample`
     """
     if images.ndim != 4 or len(images) == 0 or images.shape[1] not in (1, 3):
         raise ValueError(f"show takes images (N, 1 or 3, H, W), at least one, not {tuple(images.shape)}")
     columns = min(columns or 8, len(images))
     count = -(-len(images) // columns)
-    for what, given, needed in (("labels", labels, len(images)), ("rows", rows, count)):
-        if given is not None and len(given) != needed:
-            raise ValueError(f"{what} names {len(given)}, and {needed} are needed")
+    for name, texts, needed in (("labels", labels, len(images)), ("rows", rows, count)):
+        if texts is not None and len(texts) != needed:
+            raise ValueError(f"{name} has {len(texts)} texts, but {needed} are needed")
     zoom = max(1, -(-SMALL // max(images.shape[2:])))
-    shown = [
-        thumbnail(image, LARGE).repeat_interleave(zoom, 1).repeat_interleave(zoom, 2)
-        for image in images.detach().cpu().float()
-    ]
+    shown = [thumbnail(image, LARGE) for image in images.detach().cpu().float()]
+    shown = [image.repeat_interleave(zoom, 1).repeat_interleave(zoom, 2) for image in shown]
     height, width = shown[0].shape[1:]
     font = ImageFont.load_default(LINE * 0.75)
     left = GAP + (max(int(font.getlength(str(row))) for row in rows) + GAP if rows else 0)
@@ -59,7 +57,7 @@ def show(
 
 
 def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The text, cut where it is longer than so many pixels."""
+    """The text, cut to a width in pixels."""
     while len(text) > 1 and font.getlength(text) > width:
         text = text[:-2] + "…"
     return text

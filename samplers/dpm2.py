@@ -14,11 +14,10 @@ from samplers.solver import Step
 
 
 def dpm2(denoiser: DenoiserLike, x: Tensor, grid: Grid) -> Iterator[Step]:
-    """DPM2 (Karras et al. 2022, app. C, on Lu et al. 2022's DPM-Solver-2): the slope halfway in
-    log(sigma/alpha) leads the whole step.
+    """DPM2 (Karras et al. 2022, app. C): the slope halfway in log(sigma/alpha) for the whole step. Order 2.
 
-    Order 2, two calls a step. Steps from pure noise or to data have no halfway in log sigma; there it is
-    DDIM, one call.
+    DPM-Solver-2 of Lu et al. 2022; two calls a step. Steps from pure noise or to data have no halfway point:
+    there it is DDIM, one call.
     """
     for i, (t, s) in enumerate(pairwise(grid)):
         estimate = denoiser(x, t)

@@ -14,12 +14,11 @@ from samplers.solver import Step
 
 
 def dpmpp_2m(denoiser: DenoiserLike, x: Tensor, grid: Grid) -> Iterator[Step]:
-    """DPM-Solver++(2M) (Lu et al. 2022b, alg. 2): hold x0 where the line through the last two estimates is
-    halfway. Order 2.
+    """DPM-Solver++(2M) (Lu et al. 2022b, alg. 2): x0 extrapolated from the last two estimates. Order 2.
 
     x_s = sigma_s/sigma_t x_t + (alpha_s - alpha_t sigma_s/sigma_t) D, with D = x0 + h/(2 h') (x0 - x0'),
-    primes being the step before. The first step has no history, and steps from pure noise or to data have no
-    finite lambda: there D = x0, which is DDIM.
+    primes for the step before: the line through both estimates, halfway. The first step, and steps from pure
+    noise or to data, have D = x0, which is DDIM.
     """
     last: Node | None = None
     for i, (t, s) in enumerate(pairwise(grid)):

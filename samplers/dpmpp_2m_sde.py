@@ -16,11 +16,12 @@ from samplers.solver import Step
 def dpmpp_2m_sde(
     denoiser: DenoiserLike, x: Tensor, grid: Grid, *, eta: float = 1.0, path: NoisePath | None = None
 ) -> Iterator[Step]:
-    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, app. A; k-diffusion's midpoint form): `dpmpp_2m` with noise.
-    Strong order 1.
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022b, app. A): `dpmpp_2m` with noise. Strong order 1.
 
-    eta   0 is the ODE, and `dpmpp_2m` itself; 1 the reverse SDE, DDPM's in the limit of small steps
-    path  the Brownian motion of each sample; default that of seeds 0 ... B-1
+    In k-diffusion's midpoint form.
+
+    eta   0 is the ODE, which is `dpmpp_2m`; 1 is the reverse SDE, DDPM's in the limit of small steps
+    path  the Brownian path of each sample; default: seeds 0 ... B-1
     """
     check_eta(eta)
     path, last = path or BrownianPath(range(len(x))), None

@@ -14,11 +14,10 @@ from samplers.solver import Step
 
 
 def dpmpp_2s(denoiser: DenoiserLike, x: Tensor, grid: Grid) -> Iterator[Step]:
-    """DPM-Solver++(2S) (Lu et al. 2022b, alg. 1, r = 1/2): the x0 seen halfway in lambda = log(alpha/sigma)
-    serves the whole step.
+    """DPM-Solver++(2S) (Lu et al. 2022b, alg. 1, r = 1/2): the x0 at the step's midpoint. Order 2.
 
-    Order 2, two calls a step. Steps from pure noise or to data have no halfway in lambda; there it is DDIM,
-    one call.
+    The midpoint is halfway in lambda = log(alpha/sigma); two calls a step. Steps from pure noise or to data
+    have none: there it is DDIM, one call.
     """
     for i, (t, s) in enumerate(pairwise(grid)):
         estimate = denoiser(x, t)

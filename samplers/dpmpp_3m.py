@@ -14,13 +14,12 @@ from samplers.solver import Step
 
 
 def dpmpp_3m(denoiser: DenoiserLike, x: Tensor, grid: Grid) -> Iterator[Step]:
-    """DPM-Solver++(3M) (Lu et al. 2022b, eq. 12): x0 on the parabola through the last three estimates in
-    lambda. Order 3.
+    """DPM-Solver++(3M) (Lu et al. 2022b, eq. 12): x0 on the parabola of the last three estimates. Order 3.
 
-    Two things differ from what is published, and the order hangs on both: the parabola's own second
-    derivative, of which the published formula takes half; and a first step that looks ahead like `dpmpp_2s`,
-    one call more in all, where a step of DDIM leaves order 2. Steps from pure noise or to data have no finite
-    lambda: there it is DDIM.
+    The parabola is in lambda. Two things differ from the publication, and order 3 needs both: the parabola's
+    full second derivative, where the published formula takes half; and a first step that looks ahead like
+    `dpmpp_2s`, one call more in all, where a DDIM step would leave order 2. Steps from pure noise or to data
+    are DDIM.
     """
     nodes: list[Node] = []
     for i, (t, s) in enumerate(pairwise(grid)):

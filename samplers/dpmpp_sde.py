@@ -15,12 +15,12 @@ from samplers.solver import Step
 def dpmpp_sde(
     denoiser: DenoiserLike, x: Tensor, grid: Grid, *, eta: float = 1.0, path: NoisePath | None = None
 ) -> Iterator[Step]:
-    """DPM++ SDE (k-diffusion, on Lu et al. 2022b): the x0 seen halfway, on the same Brownian path, serves the
-    whole step. Strong order 1.
+    """DPM++ SDE (k-diffusion, on Lu et al. 2022b): `dpmpp_2s` with noise. Strong order 1.
 
-    eta   0 is the ODE, and `dpmpp_2s` itself; 1 the reverse SDE, DDPM's in the limit of small steps
-    path  the Brownian motion of each sample; default that of seeds 0 ... B-1
-    Two calls a step; steps from pure noise or to data have no halfway: one call.
+    eta   0 is the ODE, which is `dpmpp_2s`; 1 is the reverse SDE, DDPM's in the limit of small steps
+    path  the Brownian path of each sample, also to the midpoint; default: seeds 0 ... B-1
+
+    Two calls a step; steps from pure noise or to data have no midpoint: one call.
     """
     check_eta(eta)
     path = path or BrownianPath(range(len(x)))

@@ -16,23 +16,20 @@ from samplers.solver import Step
 
 def edm(
     denoiser: DenoiserLike, x: Tensor, grid: Grid, *, churn: float = 40.0, low: float = 0.0,
-    high: float = math.inf,
-    noise_scale: float = 1.0, noise: Noise | None = None,
+    high: float = math.inf, noise_scale: float = 1.0, noise: Noise | None = None,
 ) -> Iterator[Step]:  # fmt: skip
-    """Karras et al. 2022, alg. 2: before each step of Heun's in sigma/alpha, noise is raised a little with
-    fresh noise. Two calls a step.
+    """EDM's sampler (Karras et al. 2022, alg. 2): add a little noise, then a Heun step. Two calls a step.
 
-    churn        S_churn: sigma/alpha rises by the factor 1 + min(churn / steps, sqrt(2) - 1), where the
-                 schedule has so noisy a level
+    churn        S_churn: sigma/alpha rises by 1 + min(churn / steps, sqrt(2) - 1), if the schedule has that
+                 level
     low, high    S_tmin and S_tmax: the range of sigma/alpha in which it rises
-    noise_scale  S_noise: standard deviation of the fresh noise
-    A step from pure noise, or to data, is Euler's, one call. noise defaults to seeds 0 ... B-1.
+    noise_scale  S_noise: standard deviation of the added noise
+
+    A step from pure noise or to data is Euler's, one call. noise defaults to seeds 0 ... B-1.
     """
     if not (0 <= churn < math.inf and 0 <= low <= high and 0 <= noise_scale < math.inf):
-        raise ValueError(
-            f"churn, low <= high and noise_scale must be 0 or more, not {churn:g}, {low:g}, {high:g} and "
-            f"{noise_scale:g}"
-        )
+        values = f"{churn:g}, {low:g}, {high:g} and {noise_scale:g}"
+        raise ValueError(f"churn, low <= high and noise_scale must be 0 or more, not {values}")
     noise, top = noise or SeededNoise(range(len(x))), float(grid.schedule.ratio(grid.schedule.t_max))
     for i, (t, s) in enumerate(pairwise(grid)):
         raised = t.ratio * (1 + min(churn / grid.steps, math.sqrt(2) - 1))

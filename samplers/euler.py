@@ -13,12 +13,10 @@ from samplers.solver import Step
 
 
 def euler(denoiser: DenoiserLike, x: Tensor, grid: Grid) -> Iterator[Step]:
-    """Euler in flow time (Liu et al. 2022; Karras et al. 2022, alg. 1 without correction): follow the
-    velocity. Order 1.
+    """Euler in flow time: follow the velocity (Liu et al. 2022; Karras et al. 2022, alg. 1). Order 1.
 
     With u = x / (alpha + sigma) and r = sigma / (alpha + sigma), the ODE is du/dr = eps - x0 on every
-    schedule, finite at both ends. A step of it lands exactly where DDIM does, and where Euler in sigma/alpha
-    does.
+    schedule, finite at both ends. A step lands exactly where DDIM does, and where Euler in sigma/alpha does.
     """
     for i, (t, s) in enumerate(pairwise(grid)):
         estimate = denoiser(x, t)

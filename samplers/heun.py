@@ -14,12 +14,12 @@ from samplers.solver import Step
 
 
 def heun(denoiser: DenoiserLike, x: Tensor, grid: Grid, *, coordinate: str = "flow_time") -> Iterator[Step]:
-    """Heun (Karras et al. 2022, alg. 1): go by the mean of the slopes at both ends of the step. Order 2, two
-    calls a step.
+    """Heun (Karras et al. 2022, alg. 1): the mean of the slopes at both ends of the step. Order 2.
 
     coordinate  "flow_time", finite at both ends of every schedule, or "ratio", EDM's and k-diffusion's sigma
-    The step that reaches clean data is Euler's, one call: a network says nothing of the noise in data. So is
-    one from pure noise in "ratio".
+
+    Two calls a step. The step that reaches clean data is Euler's, one call: a network does not know the noise
+    in data. So is a step from pure noise in "ratio".
     """
     c = lookup("coordinate", coordinate, COORDINATES)
     for i, (t, s) in enumerate(pairwise(grid)):

@@ -25,32 +25,17 @@ def image_to_image(
     watch: Callable[[Step], None] | None = None,
     **options: Any,
 ) -> Tensor:
-    """SDEdit (Meng et al. 2022): samples (B, ...) that keep what of the image survives the noise.
+    """SDEdit (Meng et al. 2022): add noise to an image and sample from there.
 
-    image     (B, ...) or one image (1, ...) for all seeds, in the model's range
-    strength  the share of the grid's steps that are taken, in (0, 1]: at 1 next to nothing is kept. Where it
-              falls within a step, sampling starts there, so that every strength is another picture. See
-              `Grid.tail`, also for grids of few-step networks.
+    image     (B, ...), or one image (1, ...) for all seeds, in the model's range
+    strength  the share of the grid's steps to take, in (0, 1]; at 1 next to nothing of the image remains. It
+              may start within a step, see `Grid.tail`, also for grids of few-step networks
     """
     if not image.is_floating_point():
-        raise ValueError(
-            f"an image must be floating point in the model's range, e.g. [-1, 1], not {image.dtype}"
-        )
+        raise ValueError(f"an image must be floating point in the model's range, [-1, 1], not {image.dtype}")
     part = grid.tail(strength)
     noise = initial_noise(seeds, image.shape[1:], image.dtype, image.device)
     if len(image) not in (1, len(noise)):
-        raise ValueError(
-            f"{len(image)} images for {len(noise)} seeds: give one image per seed, or one for all"
-        )
-    start = marginal(image.expand_as(noise), noise, part[0])
-    return sample(
-        sampler,
-        denoiser,
-        part,
-        start=start,
-        seeds=seeds,
-        condition=condition,
-        progress=progress,
-        watch=watch,
-        **options,
-    )
+        raise ValueError(f"{len(image)} images for {len(noise)} seeds: give one per seed, or one for all")
+    options |= {"seeds": seeds, "condition": condition, "progress": progress, "watch": watch}
+    return sample(sampler, denoiser, part, start=marginal(image.expand_as(noise), noise, part[0]), **options)

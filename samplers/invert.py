@@ -1,4 +1,4 @@
-"""Deterministic inversion: the noise that a sampler would make a given image from."""
+"""Deterministic inversion: the noise from which a sampler would make a given image."""
 
 from __future__ import annotations
 
@@ -21,21 +21,12 @@ def invert(
     progress: bool = False,
     **options: Any,
 ) -> Tensor:
-    """x at the grid's first level, from which the same solver on the same grid leads back to x0 (Song et al.
-    2021, section 4.3).
+    """The x at the grid's first level that the solver leads back to x0 (Song et al. 2021, section 4.3).
 
-    The probability-flow ODE, run upwards: any deterministic solver, as it stands, on the reversed grid. There
-    and back differ by the solver's own error, which falls with its order. x0 stands for the sample at the
-    cleanest level with noise, so let that lie low. ValueError for a stochastic solver, whose steps nothing
-    undoes.
+    Any deterministic solver on the reversed grid: the probability-flow ODE upwards. The round trip differs by
+    the solver's error, which falls with its order. x0 is taken as the sample at the cleanest level with
+    noise, so keep that level low. ValueError for a stochastic solver.
     """
     upwards = grid.reversed()
-    return sample(
-        sampler,
-        denoiser,
-        upwards,
-        start=upwards[0].alpha * x0,
-        condition=condition,
-        progress=progress,
-        **options,
-    )
+    options |= {"start": upwards[0].alpha * x0, "condition": condition, "progress": progress}
+    return sample(sampler, denoiser, upwards, **options)

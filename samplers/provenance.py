@@ -1,4 +1,4 @@
-"""What is needed to repeat a result besides its settings: versions, the state of the source, the machine."""
+"""What a result's settings do not say: versions, the state of the source, the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import plain_diffusion
 
 
 def provenance() -> dict[str, str]:
-    """Versions, git commit, command and device, as plain strings."""
+    """Versions, git commit, command and device, as texts."""
     return {
         "plain-diffusion": plain_diffusion.__version__,
         "git": _git_state(),
@@ -30,7 +30,7 @@ def provenance() -> dict[str, str]:
 
 
 def _git_state() -> str:
-    """The commit of the library's own source, marked where files differ from it."""
+    """The commit of the library's source, marked if files differ from it."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

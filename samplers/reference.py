@@ -1,4 +1,4 @@
-"""An image to begin from, to edit or to complete, as a published network needs it."""
+"""The image that a published network begins from, edits or completes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 class Reference:
     """What is known of the images to make, as latents; each None, or (1 or B, ...).
 
-    start   to begin from, with noise
-    known   what stays where the mask is 0
-    mask    1 where to paint
-    beside  what the network sees beside x
+    start            to begin from, with noise
+    known            stays where the mask is 0
+    mask             1 where to paint
+    condition_image  what the network sees besides x
     """
 
     start: Tensor | None = None
@@ -34,13 +34,9 @@ class Reference:
     condition_image: Tensor | None = None
 
     def to(self, where: torch.device) -> Reference:
-        """On another device."""
-        return Reference(
-            *(
-                None if part is None else part.to(where)
-                for part in (self.start, self.known, self.mask, self.condition_image)
-            )
-        )
+        """A copy on another device."""
+        parts = self.start, self.known, self.mask, self.condition_image
+        return Reference(*(None if part is None else part.to(where) for part in parts))
 
 
 def check_reference(
@@ -51,41 +47,27 @@ def check_reference(
     image_guidance: float | None,
     n: int,
 ) -> None:
-    """ValueError unless image, mask and what goes with them are what this model has a use for, for n
-    images."""
+    """ValueError unless this model can use the image, the mask and their settings, for n images."""
     check_type("strength", strength, float | None)
     if image is None:
         for name, value in (("mask", mask), ("strength", strength), ("image_guidance", image_guidance)):
             if value is not None:
-                raise ValueError(
-                    f"{name} says what is done with an image: give image too, or leave {name} out"
-                )
+                raise ValueError(f"{name} is for an image: give image too, or leave {name} out")
         if model.role is not None:
-            what = {
-                "edit": "an image to edit",
-                "control": "an image of edges or depths",
-                "inpaint": "an image and a mask",
-            }[model.role]
-            raise ValueError(f"this network sees {model.image_channels} channels beside x: give it {what}")
-    if model.role == "edit" and (strength is not None or mask is not None):
+            needs = {"edit": "an image to edit", "inpaint": "an image and a mask"}
+            what = needs.get(model.role, "an image of edges or depths")
+            raise ValueError(f"this network sees {model.image_channels} channels besides x: give it {what}")
+    if strength is not None or mask is not None:
         name = "mask" if strength is None else "strength"
-        raise ValueError(
-            f"this network edits the whole image: leave {name} out; image_guidance says how close to it a "
-            "plain one stays"
-        )
-    if model.role == "control" and (strength is not None or mask is not None):
-        name = "mask" if strength is None else "strength"
-        raise ValueError(f"this network draws anew what the image gives the outlines of: leave {name} out")
+        if model.role == "edit":
+            advice = "image_guidance says how close to it a plain network stays"
+            raise ValueError(f"this network edits the whole image: leave {name} out; {advice}")
+        if model.role == "control":
+            raise ValueError(f"this network draws a new image along its outlines: leave {name} out")
     if image_guidance is not None and model.role == "edit" and model.embeds_guidance:
-        raise ValueError(
-            "this network was distilled to keep to its image by itself, and is told guidance alone: leave "
-            "image_guidance out"
-        )
+        raise ValueError("this network takes guidance as its only input scale: leave image_guidance out")
     if image_guidance is not None and not two_scales(model):
-        raise ValueError(
-            "image_guidance is for networks that edit an image (pix2pix), and this is none: leave it out; "
-            "see strength"
-        )
+        raise ValueError("image_guidance is for networks that edit (pix2pix): leave it out, and see strength")
     if model.role == "inpaint" and mask is None:
         raise ValueError("this network is for inpainting: give a mask, 1 where to paint")
     if strength is not None and not 0 < strength <= 1:
@@ -95,67 +77,58 @@ def check_reference(
             _check_pixels(name, value, channels, n)
     if image is not None and mask is not None and image.shape[2:] != mask.shape[2:]:
         sizes = ["x".join(map(str, value.shape[2:])) for value in (mask, image)]
-        raise ValueError(
-            f"the mask is {sizes[0]}, the image {sizes[1]} (height x width): give them the same size"
-        )
+        both = f"the mask is {sizes[0]}, the image {sizes[1]} (height x width)"
+        raise ValueError(f"{both}: give them the same size")
 
 
 def _check_pixels(name: str, value: Tensor, channels: int, n: int) -> None:
-    wanted = (
-        f"the {name} must be floating point ({'1' if n == 1 else f'1 or {n}'}, {channels}, H, W) in [0, 1]"
-    )
+    rows = "1" if n == 1 else f"1 or {n}"
+    wanted = f"the {name} must be floating point ({rows}, {channels}, H, W) in [0, 1]"
     if not isinstance(value, Tensor):
         raise ValueError(f"{wanted}, not {type(value).__name__}: samplers.read_image reads a file")
-    if (
-        value.ndim != 4
-        or value.shape[1] != channels
-        or len(value) not in (1, n)
-        or not value.is_floating_point()
-    ):
+    shaped = value.ndim == 4 and value.shape[1] == channels and len(value) in (1, n)
+    if not shaped or not value.is_floating_point():
         raise ValueError(f"{wanted}, not {value.dtype} {tuple(value.shape)}")
     if not ((value >= 0) & (value <= 1)).all():
         raise ValueError(f"{wanted}, not in {float(value.min()):g} ... {float(value.max()):g}")
 
 
 def usual_strength(masked: bool) -> float:
-    """The default strength: 1 with a mask, whose part is painted anew, else 0.75."""
+    """The default strength: 1 with a mask, else 0.75."""
     return 1.0 if masked else 0.75
 
 
 def begins_from_image(model: Model, image: Tensor | None, mask: Tensor | None, strength: float) -> bool:
-    """Whether samples begin from the image with noise, and not from noise alone: what is completed does so
-    only at a strength below 1."""
+    """Whether samples begin from the noised image; with a mask only at a strength below 1."""
     return image is not None and model.role not in ("edit", "control") and (mask is None or strength < 1)
 
 
 def read_reference(
     model: Model, image: Tensor, mask: Tensor | None, strength: float, tile: int | None = None
 ) -> Reference:
-    """Image and mask, checked before, where the autoencoder is."""
+    """Encodes the image and the mask (see `check_reference`) on the autoencoder's device."""
     vae: VAE = model.require("vae")
     image = 2 * image.to(next(vae.parameters()).device, torch.float32) - 1
     latents = _encoded(vae, image, tile)
     start = latents if begins_from_image(model, image, mask, strength) else None
-    make: dict[ImageInput, Callable[[], Tensor]] = {
-        "latents": lambda: latents,
-        "unscaled": lambda: vae.unscaled(latents),
-    }
+    make: dict[ImageInput, Callable[[], Tensor]] = {"latents": lambda: latents}
+    make["unscaled"] = lambda: vae.unscaled(latents)
     small: Tensor | None = None
     if mask is not None:
         mask = mask.to(image)
         small = F.interpolate(mask, latents.shape[2:], mode="nearest")
-        # Inpainting networks were trained on masks of 0 and 1, and on images that are grey where to paint.
+        # Inpainting networks were trained on binary masks, and on images that are grey where to paint.
         shown, binary, pixels = image * (mask < 0.5), (small >= 0.5).to(small), (mask >= 0.5).to(mask)
         make["masked"], make["mask"] = lambda: _encoded(vae, shown, tile), lambda: binary
         make["mask_pixels"] = lambda: F.pixel_unshuffle(pixels, vae.factor)
     seen = [make[each]() for each in model.sees]
     n = max(map(len, seen), default=1)
-    beside = torch.cat([each.expand(n, -1, -1, -1) for each in seen], dim=1) if seen else None
-    return Reference(start, None if small is None else latents, small, beside)
+    channels = torch.cat([each.expand(n, -1, -1, -1) for each in seen], dim=1) if seen else None
+    return Reference(start, None if small is None else latents, small, channels)
 
 
 def _encoded(vae: VAE, images: Tensor, tile: int | None) -> Tensor:
-    """The likeliest latents, image by image."""
+    """The modes of the latents, image by image."""
     if tile is None:
         return sliced(lambda image: vae.encode(image).mode, images)
     side = tile * vae.factor
@@ -163,6 +136,5 @@ def _encoded(vae: VAE, images: Tensor, tile: int | None) -> Tensor:
 
 
 def two_scales(model: Model) -> bool:
-    """Whether one scale leads to the image that is edited and one to the prompt: networks that are told their
-    scale have one."""
+    """Whether image and prompt have a scale each: networks that edit, unless the scale is their input."""
     return model.role == "edit" and not model.embeds_guidance

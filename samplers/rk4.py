@@ -14,11 +14,10 @@ from samplers.solver import Step
 
 
 def rk4(denoiser: DenoiserLike, x: Tensor, grid: Grid) -> Iterator[Step]:
-    """Runge-Kutta 4 (Kutta 1901) in flow time, du/dr = eps - x0: slopes at the start, twice halfway, at the
-    end. Order 4.
+    """Runge-Kutta 4 (Kutta 1901) in flow time, du/dr = eps - x0. Order 4, four calls a step.
 
-    Four calls a step. The step that reaches clean data is DDIM's, one call: a network says nothing of the
-    noise in data. That step is of order 1, so that the last level with noise should lie low.
+    The step that reaches clean data is DDIM's, one call: a network does not know the noise in data. That step
+    has order 1, so keep the last level with noise low.
     """
 
     def slope(u: Tensor, level: NoiseLevel) -> Tensor:
@@ -26,9 +25,8 @@ def rk4(denoiser: DenoiserLike, x: Tensor, grid: Grid) -> Iterator[Step]:
 
     for i, (t, s) in enumerate(pairwise(grid)):
         estimate = denoiser(x, t)
-        x = (
-            C.norm(s) * runge_kutta_4(slope, x / C.norm(t), C.slope(estimate), t, s, grid)
-            if s.sigma > 0
-            else estimate.at(s)
-        )
+        if s.sigma > 0:
+            x = C.norm(s) * runge_kutta_4(slope, x / C.norm(t), C.slope(estimate), t, s, grid)
+        else:
+            x = estimate.at(s)
         yield Step(i, s, x, estimate)

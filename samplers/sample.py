@@ -1,4 +1,4 @@
-"""`sample`: run any solver by name to the end of its grid."""
+"""`sample` runs any solver by name to the end of its grid."""
 
 from __future__ import annotations
 
@@ -10,18 +10,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion import (
-    NONE,
-    BrownianPath,
-    Condition,
-    DenoiserLike,
-    Estimate,
-    Grid,
-    Level,
-    SeededNoise,
-    initial_noise,
-)
-from diffusion.noise import require_seeds
+from diffusion import NONE, BrownianPath, Condition, DenoiserLike, Estimate, Grid, Level, SeededNoise
+from diffusion.noise import initial_noise, require_seeds
 from diffusion.spec import check_names, check_type, lookup
 from samplers.consistency import consistency
 from samplers.ddim import ddim
@@ -82,77 +72,60 @@ def sample(
     """Samples (B, *shape) at the grid's last level.
 
     sampler  a name in SAMPLERS, or a solver function
-    shape    of one sample, with seeds: one per sample, for its initial noise and for the noise of stochastic
+    shape    of one sample; needs seeds, one per sample, for the initial noise and the noise of stochastic
              solvers
-    start    instead of shape, dtype and device: the samples at the grid's first level, used as they are
-    condition  what the network is told, e.g. Condition(label=tensor of (B,))
+    start    in place of shape, dtype and device: the samples at the grid's first level, used unchanged
+    condition  for the network, e.g. Condition(label=tensor of (B,))
     dtype    of the samples, default float32; the network runs in its own
-    device   where to sample; default the denoiser's own device
-    watch    called with every step as it is finished: for previews
-    options  the solver's own (eta, variance, noise, ...); an unknown one raises
+    device   where to sample; default: the denoiser's device
+    watch    called with every finished step, for previews
+    options  the solver's own (eta, variance, noise, ...); unknown ones are an error
 
-    FloatingPointError names the step and level from which on samples were not finite: at that step on the
-    CPU, after the last on a GPU.
+    FloatingPointError names the first step and level at which samples are not finite: raised at that step on
+    the CPU, at the end on a GPU.
     """
     check_type("condition", condition, Condition)
-    solver, name = (
-        find_sampler(sampler),
-        sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "solver"),
-    )
+    solver = find_sampler(sampler)
+    name = sampler if isinstance(sampler, str) else getattr(sampler, "__name__", "solver")
     known = inspect.signature(solver).parameters
     check_names(f"option of {name}", options, list(known)[3:])
     if start is None:
         if shape is None or seeds is None:
             raise ValueError("give shape and seeds, or start")
         if grid.rises:
-            raise ValueError(
-                "sampling starts from noise, but this grid rises from data: give start, as `invert` does"
-            )
-        where: torch.device = (
-            torch.device(device) if device else getattr(denoiser, "device", torch.device("cpu"))
-        )
+            raise ValueError("this grid rises from data, not from noise: give start, as `invert` does")
+        where: Any = device or getattr(denoiser, "device", "cpu")
         start = grid.start(initial_noise(seeds, shape, dtype or torch.float32, where))
     elif shape is not None or dtype is not None or device is not None:
-        raise ValueError("start brings its own shape, dtype and device: leave those out")
+        raise ValueError("start has its own shape, dtype and device: leave those out")
     elif seeds is not None:
         require_seeds(seeds, start)
     if grid.rises and {"noise", "path"} & set(known) and not (solver is ddim and not options.get("eta")):
-        raise ValueError(
-            f"noise must fall, but this grid rises: {name} draws noise, which nothing undoes; use a "
-            "deterministic solver"
-        )
+        raise ValueError(f"{name} adds noise, but on this grid noise rises: use a deterministic solver")
     if seeds is not None:
-        options = {
-            **{
-                name: draw(seeds)
-                for name, draw in (("noise", SeededNoise), ("path", BrownianPath))
-                if name in known
-            },
-            **options,
-        }
+        sources = ("noise", SeededNoise), ("path", BrownianPath)
+        options = {**{name: source(seeds) for name, source in sources if name in known}, **options}
 
     def denoise(x_t: Tensor, level: Level) -> Estimate:
         return denoiser(x_t, level, condition) if condition else denoiser(x_t, level)
 
     x, sums = start, []
     with torch.no_grad():
-        for step in tqdm(
-            solver(denoise, start, grid, **options), total=grid.steps, desc=name, disable=not progress
-        ):
+        steps = solver(denoise, start, grid, **options)
+        for step in tqdm(steps, total=grid.steps, desc=name, disable=not progress):
             x = step.x
             if watch is not None:
                 watch(step)
             sums.append(x.flatten(1).sum(1, dtype=torch.float64))
-            if (
-                x.device.type == "cpu" and not sums[-1].isfinite().all()
-            ):  # elsewhere in the end: a loop does not wait for its device
+            # On other devices at the end only: the loop must not wait for them.
+            if x.device.type == "cpu" and not sums[-1].isfinite().all():
                 break
     require_finite(torch.stack(sums), grid, seeds)
     return x
 
 
 def network_calls(sampler: str | Solver, grid: Grid, **options: Any) -> int:
-    """How often a solver asks its denoiser on this grid."""
+    """The number of denoiser calls of a solver on this grid."""
     calls = 0
 
     def counting(x_t: Tensor, level: Level) -> Estimate:
@@ -166,18 +139,16 @@ def network_calls(sampler: str | Solver, grid: Grid, **options: Any) -> int:
 
 
 def require_finite(sums: Tensor, grid: Grid, seeds: Sequence[int] | None) -> None:
-    """FloatingPointError that names the first step at which a sample was lost, from each sample's sum after
-    each step (steps, B)."""
+    """FloatingPointError for the first step with a lost sample; sums: of each sample by step (steps, B)."""
     lost = ~sums.isfinite()
     if lost.any():
         i = int(lost.any(1).nonzero()[0])
-        who = int(lost[-1].nonzero()[0]) if lost[-1].any() else int(lost[i].nonzero()[0])
-        seed = "" if seeds is None else f", the first of seed {seeds[who]}"
-        level = grid[i]
+        first = int(lost[-1].nonzero()[0]) if lost[-1].any() else int(lost[i].nonzero()[0])
+        seed = "" if seeds is None else f", the first of seed {seeds[first]}"
+        where = f"from step {i} on, at t={grid[i].t:g} (sigma/alpha {grid[i].ratio:g})"
         raise FloatingPointError(
-            f"{int(lost[-1].sum())} of {sums.shape[1]} samples are not finite{seed}, from step {i} on, at "
-            f"t={level.t:g} "
-            f"(sigma/alpha {level.ratio:g}): the model has diverged or overflowed, or guidance is too strong"
+            f"{int(lost[-1].sum())} of {sums.shape[1]} samples are not finite{seed}, {where}: "
+            "the model has diverged or overflowed, or guidance is too strong"
         )
 
 

@@ -1,5 +1,4 @@
-"""What drawing images can be told, with a run of one's own or with published weights: each setting once, with
-its comment."""
+"""The settings that drawing from a run and from published weights share."""
 
 from __future__ import annotations
 
@@ -14,39 +13,37 @@ from samplers.guide import GuideParams
 
 @dataclass(frozen=True)
 class GridSettings:
-    """Members of `grid`, the settings of `time_grid`; a spacing's own options are added."""
+    """Members of `grid`: settings of `time_grid`. A spacing's own options are added."""
 
     spacing: str | list[float] | None = setting(
         None,
-        "linspace, trailing, karras, ... (--help spacing), or a list of times; a spacing's own options are "
-        "added: +grid.rho=5",
+        "linspace, trailing, karras, ... (--help spacing), or a list of times; add a spacing's own options: "
+        "+grid.rho=5",
     )
     t_start: float | None = setting(None, "the noisiest time; null: the schedule's")
     t_end: float | None = setting(None, "the last time above data; null: the schedule's")
-    shift: float | None = setting(None, "of flow times towards noise, as Stable Diffusion 3 does; null: 1")
+    shift: float | None = setting(None, "multiplies sigma/alpha (Stable Diffusion 3: 3); null: 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawParams:
-    """What both ways of drawing can be told. None stands for what the model is meant for."""
+    """What both ways of drawing share. None stands for the model's default."""
 
-    n: int = setting(1, "how many images", kind="count", heading="How many, and how")
+    n: int = setting(1, "number of images", kind="count", heading="How many, and how")
     seed: int = setting(0, "of the first image; the others count up from it")
     ema: bool = setting(True, "false: raw weights instead of averaged ones")
     sampler: str | None = setting(
         None, "ddim, dpmpp_2m, heun, ... (--help sampler); null: the model's own, else ddim"
     )
-    steps: int | None = setting(None, "null: the model's own, else 50; 2 of a distilled model")
+    steps: int | None = setting(None, "null: the model's own, else 50, or 2 of a distilled model")
     grid: dict[str, Any] = setting(
         dict,
-        "the times that are visited; all null: the model's own, and what is given here replaces all of that",
+        "the time grid; all null: the model's, which any value here replaces",
         members=GridSettings,
     )
-    guidance: float | None = setting(None, "classifier-free; 1 is off; null: the family's, and off for a run")
+    guidance: float | None = setting(None, "guidance scale; 1 is off; null: the family's, off for a run")
     guide: dict[str, Any] = setting(
-        dict,
-        "how guidance works; all null: uncond + guidance * (cond - uncond) at every level",
-        members=GuideParams,
+        dict, "how guidance works; all null: uncond + guidance * (cond - uncond)", members=GuideParams
     )
     options: dict[str, Any] = setting(dict, "the sampler's own, e.g. +options.eta=0.5")
     out: str | None = setting(
@@ -54,18 +51,17 @@ class DrawParams:
         "folder of the images; null: samples/SAMPLER-STEPS in the run's folder, or samples/PROMPT-... here",
         kind="place",
         text="path",
-        heading="Where, and with what",
+        heading="Output and device",
     )
     batch_size: int = setting(4, "images at once; null: 4 of a prompt, 500 of a run", kind="count")
-    device: str | None = setting(None, "null takes a GPU where there is one", kind="rounding")
+    device: str | None = setting(None, "cpu, cuda, cuda:1, mps; null: a GPU if there is one", kind="rounding")
     compile: bool = setting(
         False,
-        "true: torch compiles the blocks of the network first, which takes a minute or so; changes images "
-        "by rounding only",
+        "true: compile the network's blocks first, for a minute or so; changes images by rounding only",
         kind="rounding",
     )
-    progress: bool = setting(True, "false: no bar", kind="place")
-    sha256: dict[str, str] = setting(dict, "of files that these settings name, which then have to be these")
+    progress: bool = setting(True, "false: no progress bar", kind="place")
+    sha256: dict[str, str] = setting(dict, "required SHA-256 of the files that run, weights, image, ... name")
 
     def __post_init__(self) -> None:
         check_at_least_one(self, "n", "batch_size")

@@ -1,5 +1,4 @@
-"""What a solver is: a short generator (denoiser, x, grid) -> Steps. History lives inside the generator, and
-nowhere else."""
+"""A solver is a short generator (denoiser, x, grid) -> Steps, whose history is local to the generator."""
 
 from __future__ import annotations
 
@@ -15,9 +14,9 @@ class Step(NamedTuple):
     """One finished step.
 
     i         0 for the first step
-    level     the level reached; the last is the grid's terminal row
+    level     the level reached; the last one is the grid's terminal row
     x         the sample at that level
-    estimate  what the denoiser said of the sample that the step began with
+    estimate  the denoiser's estimate at the start of the step
     """
 
     i: int
@@ -27,13 +26,12 @@ class Step(NamedTuple):
 
     @property
     def x0(self) -> Tensor:
-        """The estimate of clean data, made when it is asked for."""
+        """The estimate of clean data, computed when first used."""
         return self.estimate.x0
 
 
 Solver = Callable[..., Iterator[Step]]
-"""(denoiser, x, grid, **options) -> Steps. Stochastic solvers take `noise=`; others have options of their
-own, by keyword.
+"""(denoiser, x, grid, **options) -> Steps. Stochastic solvers take `noise=` or `path=`.
 
-A solver leaves gradients on, for those who want them through it; `sample` turns them off.
+A solver leaves gradients on, so that one can differentiate through it; `sample` turns them off.
 """

@@ -1,4 +1,4 @@
-"""The denoiser of a text-to-image network, led as its family is led: by a prompt, by an image, or by both."""
+"""The denoiser of a text-to-image network, steered by a prompt, an image, or both."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ IMAGE_SCALE = 1.5  # of networks that edit, as published (Brooks et al. 2023)
 
 @dataclass(frozen=True)
 class Steering:
-    """How strongly, and how.
+    """How strongly to steer, and how.
 
-    scale        of classifier-free guidance, 1 is off; networks that were distilled to follow it are told it
-    image_scale  towards the image that a network edits
+    scale        of classifier-free guidance, 1 is off; an input of networks that were distilled to follow it
+    image_scale  towards the image, for networks that edit
     guide        see `GuideParams`
-    true_cfg     of classifier-free guidance for networks that are told `scale`; None or 1 is off
+    true_cfg     the scale of classifier-free guidance for networks that take `scale` as an input; None or 1
+                 is off
     """
 
     scale: float
@@ -35,53 +36,37 @@ class Steering:
     true_cfg: float | None = None
 
     def check(self, model: Model, negative: bool) -> None:
-        """ValueError for what this model has no use for; `negative`: there are negative prompts."""
+        """ValueError for settings that this model cannot use; negative: there are negative prompts."""
         check_type("guidance", self.scale, float)
         check_type("image_guidance", self.image_scale, float)
         check_type("true_cfg", self.true_cfg, float | None)
         rule = any(value is not None for value in (self.guide or {}).values())
         if self.true_cfg is not None and not model.embeds_guidance:
-            raise ValueError(
-                "true_cfg is for networks that are told guidance; this one's guidance is classifier-free "
-                "itself: leave it out"
-            )
+            raise ValueError("true_cfg is for networks that take guidance as an input: leave it out here")
         if self.scale != 1 and model.family is not None and not model.family.guided:
-            raise ValueError(
-                f"{model.family.title} was distilled to draw without guidance, and is told none: leave "
-                "guidance out"
-            )
+            raise ValueError(f"{model.family.title} was distilled to draw without guidance: leave it out")
         if model.embeds_guidance and self.scale < 0:
             raise ValueError(
-                "this network is told guidance, and was distilled for positive ones: "
-                f"guidance={self.scale:g} means nothing to it"
+                f"this network was distilled for positive guidance: guidance={self.scale:g} is not possible"
             )
         if two_scales(model):
             if rule:
-                raise ValueError(
-                    "a network that edits an image is led by guidance and image_guidance, and no other way: "
-                    "leave guide out"
-                )
+                raise ValueError("a network that edits has guidance and image_guidance only: leave guide out")
             return
         if self.cfg(model) == 1 and (rule or negative) and model.embeds_guidance:
             name = "guide" if rule else "negative"
-            raise ValueError(
-                "this network was distilled to follow guidance by itself, from the prompt alone: leave "
-                f"{name} out, or give true_cfg=2, say"
-            )
+            raise ValueError(f"this network takes guidance as input: leave {name} out, or give true_cfg=2")
         if negative and self.cfg(model) == 1:
             raise ValueError(
-                "guidance is off, and leads away from no negative prompt: give guidance=2, say, or leave "
-                "negative out"
+                "guidance is off, which ignores negative: give guidance=2, or leave negative out"
             )
-        self._towards_prompt(model, NONE)  # which checks what the guide says
+        self._towards_prompt(model, NONE)  # checks the guide
 
     def denoiser(
-        self, model: Model, told: Conditions, reference: Reference
+        self, model: Model, conditions: Conditions, reference: Reference
     ) -> tuple[DenoiserLike, Condition]:
-        """The denoiser, and the condition to call it with. All on the network's device, one row per sample
-        but for the reference's."""
-        condition, null = told.condition, told.null
-        n = len(condition)
+        """The denoiser and its condition, on the network's device, one row per sample."""
+        condition, null, n = conditions.condition, conditions.null, len(conditions.condition)
         if model.image_channels and reference.condition_image is not None:
             image = reference.condition_image.expand(n, -1, -1, -1)
             if two_scales(model):
@@ -96,7 +81,7 @@ class Steering:
         return denoiser, condition
 
     def needs_null(self, model: Model) -> bool:
-        """Whether it has to know what to lead away from."""
+        """Whether a null condition is needed."""
         return two_scales(model) or self.cfg(model) != 1
 
     def _towards_prompt(self, model: Model, null: Condition) -> DenoiserLike:
@@ -110,7 +95,7 @@ class Steering:
     def _towards_both(
         self, model: Model, condition: Condition, null: Condition, image: Tensor
     ) -> DenoiserLike:
-        """One scale towards the image, and one from there towards the prompt (Brooks et al. 2023, eq. 3)."""
+        """One scale towards the image, one from there towards the prompt (Brooks et al. 2023, eq. 3)."""
         scales = [(null, self.image_scale - self.scale), (condition, self.scale)]
-        seen = [(replace(each, image=image), scale) for each, scale in scales]
-        return ComposedGuidance(model.denoiser(), seen, replace(null, image=torch.zeros_like(image)))
+        terms = [(replace(each, image=image), scale) for each, scale in scales]
+        return ComposedGuidance(model.denoiser(), terms, replace(null, image=torch.zeros_like(image)))

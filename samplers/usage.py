@@ -1,4 +1,4 @@
-"""How a model is meant to be sampled, where nobody says otherwise."""
+"""The sampling defaults of a model."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from samplers.solver import Solver
 class Usage:
     """How to sample a model.
 
-    steps  None for a grid that is a list of times, which has its own number
-    grid   settings of `time_grid`; {} is that function's defaults
+    steps  None if the grid is a list of times
+    grid   settings of `time_grid`; {} for its defaults
     """
 
     sampler: str | Solver
@@ -25,8 +25,7 @@ class Usage:
     guidance: float
 
     def levels(self, model: Model, size: tuple[int, int] | None = None) -> Grid:
-        """The grid itself; size: height and width of the images in pixels, where it depends on them.
-        ValueError for settings of none."""
+        """The grid, for images of `size` (height, width) in pixels if it depends on that."""
         factor = 1 if size is None else model.require("vae").factor
         return model.grid(self.steps, size and (size[0] // factor, size[1] // factor), **self.grid)
 
@@ -38,21 +37,18 @@ def usage(
     grid: Mapping[str, Any] | None = None,
     guidance: float | None = None,
 ) -> Usage:
-    """What is None is what the model is meant for: `model.spec["sampling"]`, else 50 steps of DDIM, or 2
-    where it is distilled.
+    """Fills in None from `model.spec["sampling"]`, else 50 steps of DDIM (distilled: 2 of `consistency`).
 
-    A setting of the grid that is None is not given; where none is given, the grid is the model's own. A
-    guidance of 0 is off, as 1 is, for a network that is meant to be sampled without: 0 is how its publishers
-    write that.
+    A None within `grid` is not given; if nothing is given, the grid is the model's own. Guidance 0 is off, as
+    1 is, for a network meant to be sampled without: its publishers write 0.
     """
-    meant = model.spec.get("sampling", {})
-    settings = {name: value for name, value in (grid or {}).items() if value is not None} or dict(
-        model.spec.get("grid", {})
-    )
-    if steps is None and isinstance(settings.get("spacing", ""), str):
-        steps = meant.get("steps", 2 if model.distilled else 50)
+    default = model.spec.get("sampling", {})
+    own = {name: value for name, value in (grid or {}).items() if value is not None}
+    own = own or dict(model.spec.get("grid", {}))
+    if steps is None and isinstance(own.get("spacing", ""), str):
+        steps = default.get("steps", 2 if model.distilled else 50)
     if sampler is None:
-        sampler = meant.get("sampler", "consistency" if model.distilled else "ddim")
-    if guidance is None or (guidance == 0 and meant.get("guidance") == 1):
-        guidance = meant.get("guidance", 1.0)
-    return Usage(sampler, steps, settings, guidance)
+        sampler = default.get("sampler", "consistency" if model.distilled else "ddim")
+    if guidance is None or (guidance == 0 and default.get("guidance") == 1):
+        guidance = default.get("guidance", 1.0)
+    return Usage(sampler, steps, own, guidance)

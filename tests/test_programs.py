@@ -222,8 +222,8 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
         "must lie in [0.01, 1000], not 0"),
     "no class": ("samplers", ["run={run}", "labels=10", *QUIET], "label 10 is out of range: classes are 0 "
                                                                  "to 9"),
-    "no label": ("samplers", ["run={run}", "labels=abc", *QUIET], "the classes of this model have no "
-                                                                  "names: labels are numbers, 0 to 9"),
+    "no label": ("samplers", ["run={run}", "labels=abc", *QUIET],
+        "these classes have no names: labels are 0 to 9"),
     "no whole steps": ("samplers", ["run={run}", "steps=2.5", *QUIET], "steps must be a whole number or "
                                                                        "null, not 2.5"),
     "no number": ("samplers", ["run={run}", "guidance=.nan", *QUIET], "guidance must be a number"),
@@ -238,12 +238,10 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
                                                                                              "must be a "
                                                                                              "mapping or "
                                                                                              "null"),
-    "interval": ("samplers", ["run={run}", "guidance=2", "guide.interval=[0.1,1.5]", *QUIET], "0 <= low < "
-                                                                                              "high <= 1, "
-                                                                                              "not 0.1 "
-                                                                                              "and 1.5"),
-    "guide alone": ("samplers", ["run={run}", "guide.interval=[0.1,0.9]", *QUIET], "but guidance=1 is "
-                                                                                   "off: give guidance=2"),
+    "interval": ("samplers", ["run={run}", "guidance=2", "guide.interval=[0.1,1.5]", *QUIET],
+        "0 <= low < high <= 1, not 0.1 and 1.5"),
+    "guide alone": ("samplers", ["run={run}", "guide.interval=[0.1,0.9]", *QUIET],
+        "as guidance=1 is off: give guidance=2"),
     "added guide": ("samplers", ["run={run}", "+guide.intervall=3", *QUIET], "'intervall'; did you mean "
                                                                              "'interval'?"),
     "steps of the grid": ("samplers", ["run={run}", "+grid.steps=3", *QUIET], "steps is not an option of the "
@@ -268,7 +266,8 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
                                                                                     "mean 'frechet'?"),
     "typo in eval": ("eval", ["samples={new}", "refrence=x"], "no setting named 'refrence'; did you mean "
                                                               "'reference'?"),
-    "an unquoted range": ("eval", ["samples=shard-000.tar", "samples=shard-001.tar"], "samples is given 2 times: give it once, and a pattern in quotes"),  # noqa: E501
+    "an unquoted range": ("eval", ["samples=shard-000.tar", "samples=shard-001.tar"],
+        "samples is given 2 times: give it once, and quote a pattern for the shell"),
     "samples with signs": ("eval", ["samples={new} [1]=#1", "metric=inception_score"], "no such folder of "
                                                                                        "pictures: {new} "
                                                                                        "[1]=#1"),
@@ -276,8 +275,8 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "no statistics": ("eval", ["experiment=statistics", "samples={empty}", "out={new}.npz"], "statistics are written as .safetensors: out={new}.safetensors"),  # noqa: E501
     "no results": ("eval", ["experiment=report", "out={empty}"], "{empty} has no results/*.json: "
                                                                  "plain-diffusion eval writes them"),
-    "many runs": ("samplers", ["-m", "run={run}", "steps=interval(1,2)"], "names no values that could be "
-                                                                          "listed: give steps=1,2,3 or"),
+    "many runs": ("samplers", ["-m", "run={run}", "steps=interval(1,2)"],
+        "does not list its values: give steps=1,2,3 or"),
     "no flag": ("samplers", ["--multi", "run={run}"], "no flag --multi: settings are given as name=value"),
     "evaluator": ("train", [*TRAIN, "run={new}", "evaluate={{_target_:no.such}}"], "no.such"),
     "no evaluator": ("train", [*TRAIN, "run={new}", "evaluate={{a:1}}"], "evaluate must be a _target_"),
@@ -292,7 +291,8 @@ MISTAKES: dict[str, tuple[str, list[str], str]] = {
     "nothing to sample": ("samplers", ["n=3"], "say what to sample, by one of: run=FOLDER, a model "
                                                "trained here; weights=FILE prompt=TEXT"),
     "two ways": ("samplers", ["run={run}", "weights={new}"], "say what to sample, by one of: run=FOLDER"),
-    "a prompt for a run": ("samplers", ["run={run}", "prompt=a cat"], "prompt goes with weights=FILE prompt=TEXT, a published model, and this"),  # noqa: E501
+    "a prompt for a run": ("samplers", ["run={run}", "prompt=a cat"],
+        "prompt goes with weights=FILE prompt=TEXT, a published model, and this"),
     "program": ("eval", ["experiment=quickstrat"], "no experiment named 'quickstrat'; did you mean "
                                                    "'quickstart'?"),
 }  # fmt: skip
@@ -342,9 +342,10 @@ PROMPT_MISTAKES: dict[str, tuple[list[str], str]] = {
     "damaged": (["weights={files}/damaged.safetensors", "prompt=a cat"], "{files}/damaged.safetensors"),
     "no model": (["weights={files}/image.png", "prompt=a cat"], "{files}/image.png"),
     "a part": (["weights={files}/unet.safetensors", "prompt=a cat", *SMALL], "this model has no vae (it has backbone): load it with a file that holds"),  # noqa: E501
-    "a run for weights": (["weights={run}", "prompt=a cat", *SMALL], "{run} is a model that takes no "
-                                                                     "prompts: run={run} samples it"),
-    "weights for a run": (["run={files}/sd1.safetensors"], "is a model that takes prompts: weights={files}/sd1.safetensors prompt=... draws"),  # noqa: E501
+    "a run for weights": (["weights={run}", "prompt=a cat", *SMALL],
+        "{run} takes no prompts: draw with run={run}"),
+    "weights for a run": (["run={files}/sd1.safetensors"],
+        "takes prompts: draw with weights={files}/sd1.safetensors prompt=..."),
     "labels": ([*SD1, "labels=[3]"], "labels goes with run=FOLDER, a model trained here, and this is weights=...: leave one of the two out"),  # noqa: E501
     "clip": ([*SD1, "clip=true"], "clip goes with run=FOLDER"),
     "family": ([*SD1, "family=sdxll"], "no family named 'sdxll'; did you mean 'sdxl'?"),
@@ -363,26 +364,23 @@ PROMPT_MISTAKES: dict[str, tuple[list[str], str]] = {
     "seed": ([*SD1, "seed=-1"], "seed must lie in 0 ... 2^63 - 1, not -1"),
     "n": ([*SD1, "n=0"], "n must be at least 1, not 0"),
     "guide off": ([*SD1, "guidance=1", "guide.percentile=0.9"], "guidance=1 is off"),
-    "negative off": ([*SD1, "guidance=1", "negative=ugly"], "guidance is off, and leads away from no "
-                                                            "negative prompt"),
-    "negative of lcm": (["weights={files}/lcm.safetensors", "prompt=a", "negative=b", *SMALL], "distilled "
-                                                                                               "to follow "
-                                                                                               "guidance "
-                                                                                               "by itself"),
+    "negative off": ([*SD1, "guidance=1", "negative=ugly"], "guidance is off, which ignores negative"),
+    "negative of lcm": (["weights={files}/lcm.safetensors", "prompt=a", "negative=b", *SMALL],
+        "takes guidance as input"),
     "long": ([*SD1, "long=drop"], "long must be one of chunk, cut, not 'drop'"),
-    "numbers": ([*SD1, "+numbers.top=3"], "this family is told no numbers beside the prompt: leave top out"),
+    "numbers": ([*SD1, "+numbers.top=3"], "this family takes no numbers besides the prompt: leave top out"),
     "number": (["weights={files}/sdxl.safetensors", "prompt=a", "+numbers.tpo=3", *SMALL], "no number "
                                                                                            "named 'tpo'; "
                                                                                            "did you mean "
                                                                                            "'top'?"),
-    "handover": ([*SD1, "handover=0.5"], "handover says when a refiner takes over: give refiner=FILE too"),
+    "handover": ([*SD1, "handover=0.5"], "handover is for a refiner: give refiner=FILE too"),
     "refiner": ([*SD1, "refiner=sdxl-refiner"], "`plain-diffusion models download sdxl-refiner` fetches "
                                                 "that model"),
-    "other refiner": ([*SD1, "refiner={files}/sdxl.safetensors"], "model and refiner have latents of "
-                                                                  "other units"),
+    "other refiner": ([*SD1, "refiner={files}/sdxl.safetensors"],
+        "model and refiner differ in their latents"),
     "no image": ([*SD1, "image={files}/none.png"], "no such picture: {files}/none.png"),
     "text": ([*SD1, "image={files}/text.png"], "{files}/text.png cannot be read as a picture"),
-    "mask alone": ([*SD1, "mask={files}/image.png"], "mask says what is done with an image: give image too"),
+    "mask alone": ([*SD1, "mask={files}/image.png"], "mask is for an image: give image too"),
     "mask": ([*SD1, "image={files}/image.png", "mask={files}/square.png"], "square.png is 64x64, "
                                                                            "{files}/image.png 32x64 "
                                                                            "(height x width)"),
@@ -397,13 +395,12 @@ PROMPT_MISTAKES: dict[str, tuple[list[str], str]] = {
                                                    "{files}/text.png is a file"),
     "typo": ([*SD1, "negativ=ugly"], "no setting named 'negativ'; did you mean 'negative'?"),
     "from nothing": (["from={files}/none.png"], "no such picture: {files}/none.png"),
-    "from another's": (["from={files}/image.png"], "image.png does not say what it was drawn with: it is "
-                                                   "none of our pictures"),
+    "from another's": (["from={files}/image.png"], "image.png has no settings: it was not drawn here"),
     "from no picture": (["from={files}/text.png"], "{files}/text.png cannot be read as a picture"),
-    "from what is gone": (["from={files}/moved.png"], "{files}/gone.safetensors, for {files}/moved.png, "
-                                                      "is not there: weights=... says"),
-    "from with labels": (["from={files}/moved.png", "labels=3"], "labels goes with run=FOLDER, a model "
-                                                                 "trained here, and this is weights"),
+    "from what is gone": (["from={files}/moved.png"],
+        "{files}/gone.safetensors, for {files}/moved.png, does not exist: say where it is by"),
+    "from with labels": (["from={files}/moved.png", "labels=3"],
+        "labels goes with run=FOLDER, a model trained here, and this is weights"),
 }  # fmt: skip
 
 

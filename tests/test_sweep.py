@@ -51,7 +51,7 @@ def test_an_interval_is_no_list() -> None:
     """It names what would do."""
     with pytest.raises(
         ValueError,
-        match=r"a=interval\(1,2\) names no values that could be listed: give a=1,2,3 or a=range\(1,4\)",
+        match=r"a=interval\(1,2\) does not list its values: give a=1,2,3 or a=range\(1,4\)",
     ):
         combinations(["a=interval(1,2)"], {})
 
@@ -388,7 +388,7 @@ def test_failures_are_listed_before_what_comes_after(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.splitlines() == [
         "failed: b",
         "error: after all runs: no space left for the report",
-        "error: 1 of 2 runs failed; called again, those that are done are not repeated",
+        "error: 1 of 2 runs failed; called again, finished runs are not repeated",
     ]
     assert run_all([("a", {})], lambda config: 0, after) == 1
     assert capsys.readouterr().err == "error: after all runs: no space left for the report\n"
@@ -419,7 +419,7 @@ def test_an_interrupted_sweep_still_sums_up(
         if fails:
             raise ValueError("no report")
 
-    with pytest.raises(KeyboardInterrupt, match="runs that are done are not repeated"):
+    with pytest.raises(KeyboardInterrupt, match="finished runs are not repeated"):
         run_all([(f"i={i}", {"i": i}) for i in range(3)], main, after)
     assert begun == [0, 1]
     assert [config["i"] for config in seen] == [0, 1, 2]
@@ -474,7 +474,7 @@ def test_processes_of_torchrun_run_no_sweep(monkeypatch: pytest.MonkeyPatch) -> 
     """They share one run; it says what to do."""
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(
-        ValueError, match="torchrun shares one run among processes: start one for each run of a sweep"
+        ValueError, match="torchrun shares one run among processes: start it once for each run of a sweep"
     ):
         run_all([("a", {}), ("b", {})], lambda config: 0, lambda configs: None)
 

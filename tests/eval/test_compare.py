@@ -395,6 +395,6 @@ def test_a_row_that_a_target_needs_is_missed_before_the_work(config: dict[str, A
     ):
         compare.run({**config, "rows": rows, "out": str(out)})
     wrong = {"model": "dit", "sampler": "ddim", "steps": 2, "name": "wrong", "guide": {"zero_from": 1}}
-    with pytest.raises(ValueError, match="guide says how guidance works, but guidance=1 is off"):
+    with pytest.raises(ValueError, match="guide has no effect, as guidance=1 is off"):
         compare.run({**config, "rows": [*config["rows"], wrong], "out": str(out)})
     assert not out.exists()

@@ -292,7 +292,7 @@ def test_pictures_that_are_not_finite_stop_the_drawing(folder: Path) -> None:
             "no setting of what prompts draw named 'image'",
         ),
         ({"weights": "sd1", "prompts": ["a"], "height": 33}, "sides are multiples of"),
-        ({"weights": "classes", "prompts": ["a"]}, "is a model that takes no prompts"),
+        ({"weights": "classes", "prompts": ["a"]}, "takes no prompts"),
     ],
     ids=str,
 )

@@ -141,7 +141,7 @@ def test_a_sweep_goes_on_after_a_failure(place: Path, small: Command) -> None:
         < first.stdout.index(error)
         < first.stdout.index("[3/3] samples=b")
     )
-    assert first.stdout.endswith("1 of 3 runs failed; called again, those that are done are not repeated\n")
+    assert first.stdout.endswith("1 of 3 runs failed; called again, finished runs are not repeated\n")
     results = left(place / "report" / "results")
     assert [(name[0], Path(name).suffix) for name in results] == [
         ("a", ".json"),
@@ -168,7 +168,7 @@ def test_a_sweep_of_failures_says_each(place: Path, small: Command) -> None:
     assert error.splitlines() == [
         "error: samples=c: no such folder of pictures: c", "error: samples=d: no such folder of pictures: d",
         "failed: samples=c",
-        "failed: samples=d", "error: 2 of 2 runs failed; called again, those that are done are not repeated",
+        "failed: samples=d", "error: 2 of 2 runs failed; called again, finished runs are not repeated",
     ]  # fmt: skip
 
 

@@ -117,7 +117,7 @@ def test_inversion_takes_conditions_and_refuses_noise() -> None:
         ("edm", {}),
     ]
     for sampler, options in refused:
-        with pytest.raises(ValueError, match=f"this grid rises: {sampler} draws noise, which nothing undoes"):
+        with pytest.raises(ValueError, match=f"{sampler} adds noise, but on this grid noise rises"):
             invert(denoiser, x0, grid, sampler, **options)
     with pytest.raises(ValueError, match="take more steps"):
         invert(denoiser, x0, time_grid(VP, 1))

@@ -214,7 +214,7 @@ GRID = time_grid(FLOW, 3)
         ),
         (
             lambda: sample("ddim", MIXTURE, GRID, start=torch.zeros(1, 1), shape=(1,)),
-            "start brings its own shape",
+            "start has its own shape",
         ),
         (lambda: sample("ddim", MIXTURE, GRID, shape=(1,)), "shape and seeds, or start"),
         (lambda: sample("ddim", MIXTURE, GRID, seeds=[0]), "shape and seeds, or start"),

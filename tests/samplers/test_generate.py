@@ -566,8 +566,8 @@ MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
     "half a seed": (mini, {"seeds": [0.5]}, "seeds must be a list of whole numbers or null"),
     "negative": (mini, {"negative": ["a", "b"]}, "2 negative prompts for 1 images"),
     "negative of nothing": (mini, {"negative": "ugly", "guidance": 1.0}, "guidance is off"),
-    "negative of lcm": (lambda: mini("lcm"), {"negative": "ugly"}, "to follow guidance by itself, from "
-                                                                   "the prompt alone: leave negative"),
+    "negative of lcm": (lambda: mini("lcm"), {"negative": "ugly"},
+        "this network takes guidance as input: leave negative out"),
     "guide of lcm": (lambda: mini("lcm"), {"guide": {"percentile": 0.9}}, "leave guide out"),
     "guide off": (mini, {"guide": {"interval": (0.1, 0.5)}, "guidance": 1.0}, "guidance=1 is off"),
     "guide": (mini, {"guide": {"rules": 3}}, "no guide parameter named 'rules'; did you mean 'rule'?"),
@@ -583,8 +583,7 @@ MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
     "size": (mini, {"height": 100}, "multiples of 8, not 100x64 (height x width): 96x64 is near"),
     "no size": (mini, {"height": 0}, "multiples of 8, not 0x64 (height x width): 8x64 is near"),
     "half a size": (mini, {"height": 32.0}, "height must be a whole number or null, not 32.0"),
-    "other size": (mini, {"image": RGB, "height": 64}, "the image is 32x64, but 64x64 (height x width) "
-                                                       "was asked for"),
+    "other size": (mini, {"image": RGB, "height": 64}, "the image is 32x64, not 64x64 (height x width)"),
     "odd image": (mini, {"image": torch.rand(1, 3, 30, 64), "height": None}, "multiples of 8, not 30x64"),
     "image": (mini, {"image": RGB[0]}, "the image must be floating point (1, 3, H, W) in [0, 1], not "
                                        "torch.float32 (3, 32, 64)"),
@@ -594,7 +593,7 @@ MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
     "range": (mini, {"image": RGB * 2 - 1}, "in [0, 1], not in -"),
     "nan": (mini, {"image": RGB * torch.nan}, "in [0, 1], not in nan ... nan"),
     "path": (mini, {"image": "cat.png"}, "samplers.read_image reads a file"),
-    "mask": (mini, {"mask": MASK}, "mask says what is done with an image: give image too"),
+    "mask": (mini, {"mask": MASK}, "mask is for an image: give image too"),
     "mask's size": (mini, {"image": RGB, "mask": MASK[..., :32]}, "the mask is 32x32, the image 32x64 "
                                                                   "(height x width)"),
     "mask's channels": (mini, {"image": RGB, "mask": RGB}, "the mask must be floating point (1, 1, H, W)"),
@@ -602,20 +601,20 @@ MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
                                                         "1.5"),
     "strength's kind": (mini, {"image": RGB, "strength": True}, "strength must be a number or null, not "
                                                                 "True"),
-    "strength of nothing": (mini, {"strength": 0.5}, "strength says what is done with an image"),
-    "image guidance": (mini, {"image": RGB, "image_guidance": 2.0}, "image_guidance is for networks that "
-                                                                    "edit an image"),
-    "inpainting": (lambda: mini(in_channels=9), {}, "sees 5 channels beside x: give it an image and a mask"),
+    "strength of nothing": (mini, {"strength": 0.5}, "strength is for an image"),
+    "image guidance": (mini, {"image": RGB, "image_guidance": 2.0},
+        "image_guidance is for networks that edit"),
+    "inpainting": (lambda: mini(in_channels=9), {}, "sees 5 channels besides x: give it an image and a mask"),
     "inpainting without": (lambda: mini(in_channels=9), {"image": RGB}, "this network is for inpainting: "
                                                                         "give a mask"),
-    "editing": (lambda: mini(in_channels=8), {}, "sees 4 channels beside x: give it an image to edit"),
+    "editing": (lambda: mini(in_channels=8), {}, "sees 4 channels besides x: give it an image to edit"),
     "editing half": (lambda: mini(in_channels=8), {"image": RGB, "strength": 0.5}, "this network edits "
                                                                                    "the whole image"),
     "editing a part": (lambda: mini(in_channels=8), {"image": RGB, "mask": MASK}, "leave mask out"),
     "distilled editing": (
         lambda: mini("lcm", in_channels=8),
         {"image": RGB, "image_guidance": 2.0},
-        "distilled to keep to its image by itself, and is told guidance alone: leave image_guidance out",
+        "takes guidance as its only input scale: leave image_guidance out",
     ),
     "editing rule": (lambda: mini(in_channels=8), {"image": RGB, "guide": {"percentile": 0.9}}, "leave "
                                                                                                 "guide out"),
@@ -623,61 +622,54 @@ MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
                                                                         "tokens in one batch would"),
     "weight": (mini, {"prompts": f"(a:{'9' * 400})", "weighted": True}, "weights are at most 100, not inf, "
                                                                         "in the prompt"),
-    "numbers": (mini, {"numbers": {"height": 5}}, "this family is told no numbers beside the prompt: "
-                                                  "leave height out"),
+    "numbers": (mini, {"numbers": {"height": 5}},
+        "this family takes no numbers besides the prompt: leave height out"),
     "number": (lambda: mini("sdxl"), {"numbers": {"hight": 5}}, "no number named 'hight'; did you mean "
                                                                 "'height'?"),
     "score": (lambda: mini("sdxl"), {"numbers": {"score": 5}}, "no number named 'score'"),
     "number's value": (lambda: mini("sdxl"), {"numbers": {"top": "5"}}, "the number top must be a number, "
                                                                         "not '5'"),
     "refiner": (mini, {"refiner": without("text")}, "this model has no text"),
-    "other refiner": (mini, {"refiner": lambda: mini("sdxl-refiner")}, "latents of other units"),
+    "other refiner": (mini, {"refiner": lambda: mini("sdxl-refiner")},
+        "model and refiner differ in their latents"),
     "refiner's schedule": (lambda: mini("playground-v2.5"), {"refiner": lambda: mini("sdxl-refiner")},
-        "latents of other units"),
-    "refiner that edits": (mini, {"refiner": lambda: mini(in_channels=8)}, "this refiner sees an image "
-                                                                           "beside x"),
+        "model and refiner differ in their latents"),
+    "refiner that edits": (mini, {"refiner": lambda: mini(in_channels=8)},
+        "this refiner also takes an image"),
     "refiner's kind": (mini, {"refiner": "refiner.safetensors"}, "refiner must be Model or null, not "
                                                                  "'refiner.safetensors'"),
     "handover of nothing": (mini, {"handover": 0.8}, "give refiner too, or leave it out"),
     "handover's kind": (mini, {"refiner": lambda: mini(), "handover": "late"}, "handover must be a "
                                                                                "number, not 'late'"),
-    "handover": (mini, {"refiner": lambda: mini(), "handover": 1.0}, "lies in (0, 1), not 1"),
-    "nothing to refine": (mini, {"refiner": lambda: mini(), "grid": {"spacing": "trailing"}}, "the "
-                                                                                              "refiner "
-                                                                                              "has none "
-                                                                                              "of the 3 "
-                                                                                              "steps to do"),
-    "nothing before": (mini, {"refiner": lambda: mini(), "image": RGB, "strength": 0.1}, "the first model "
-                                                                                         "has none of the "
-                                                                                         "1 steps to do"),
+    "handover": (mini, {"refiner": lambda: mini(), "handover": 1.0}, "in (0, 1), not 1"),
+    "nothing to refine": (mini, {"refiner": lambda: mini(), "grid": {"spacing": "trailing"}},
+        "the refiner has none of the 3 steps"),
+    "nothing before": (mini, {"refiner": lambda: mini(), "image": RGB, "strength": 0.1},
+        "the first model has none of the 1 steps"),
     "tile": (mini, {"tile": 0}, "must be at least 1, not 0"),
     "device": (mini, {"device": "gpu"}, "no device 'gpu' here"),
-    "offload": (mini, {"offload": True}, "say where, device='cuda'"),
-    "true_cfg of sd1": (mini, {"true_cfg": 2.0}, "true_cfg is for networks that are told guidance; this "
-                                                 "one's guidance is classifier-free"),
-    "true_cfg of sd3": (lambda: mini("sd3"), {"true_cfg": 2.0}, "true_cfg is for networks that are told "
-                                                                "guidance"),
-    "true_cfg of schnell": (lambda: mini("flux-schnell"), {"true_cfg": 2.0}, "true_cfg is for networks "
-                                                                             "that are told guidance"),
+    "offload": (mini, {"offload": True}, "offload needs the device on which parts work: give device='cuda'"),
+    "true_cfg of sd1": (mini, {"true_cfg": 2.0}, "true_cfg is for networks that take guidance as an input"),
+    "true_cfg of sd3": (lambda: mini("sd3"), {"true_cfg": 2.0},
+        "true_cfg is for networks that take guidance as an input"),
+    "true_cfg of schnell": (lambda: mini("flux-schnell"), {"true_cfg": 2.0},
+        "true_cfg is for networks that take guidance as an input"),
     "true_cfg's kind": (lambda: mini("flux-dev"), {"true_cfg": True}, "true_cfg must be a number or null, "
                                                                       "not True"),
-    "negative of dev": (lambda: mini("flux-dev"), {"negative": "ugly"}, "leave negative out, or give "
-                                                                        "true_cfg=2, say"),
-    "negative with none": (lambda: mini("flux-dev"), {"negative": "ugly", "true_cfg": 1.0}, "leave "
-                                                                                            "negative "
-                                                                                            "out, or give "
-                                                                                            "true_cfg=2, "
-                                                                                            "say"),
+    "negative of dev": (lambda: mini("flux-dev"), {"negative": "ugly"},
+        "leave negative out, or give true_cfg=2"),
+    "negative with none": (lambda: mini("flux-dev"), {"negative": "ugly", "true_cfg": 1.0},
+        "leave negative out, or give true_cfg=2"),
     "negative of turbo": (lambda: mini("sdxl-turbo"), {"negative": "ugly", "guidance": 0.0},
         "guidance is off"),
     "negative of schnell": (lambda: mini("flux-schnell"), {"negative": "ugly"}, "guidance is off"),
-    "guide of dev": (lambda: mini("flux-dev"), {"guide": {"percentile": 0.9}}, "leave guide out, or give "
-                                                                               "true_cfg=2, say"),
-    "fill": (lambda: mini("flux-fill"), {}, "sees 80 channels beside x: give it an image and a mask"),
+    "guide of dev": (lambda: mini("flux-dev"), {"guide": {"percentile": 0.9}},
+        "leave guide out, or give true_cfg=2"),
+    "fill": (lambda: mini("flux-fill"), {}, "sees 80 channels besides x: give it an image and a mask"),
     "fill without": (lambda: mini("flux-fill"), {"image": RGB}, "this network is for inpainting: give a "
                                                                 "mask"),
-    "canny": (lambda: mini("flux-canny"), {}, "sees 16 channels beside x: give it an image of edges or "
-                                              "depths"),
+    "canny": (lambda: mini("flux-canny"), {},
+        "sees 16 channels besides x: give it an image of edges or depths"),
     "canny of a part": (lambda: mini("flux-canny"), {"image": RGB, "mask": MASK}, "leave mask out"),
     "canny half": (lambda: mini("flux-depth"), {"image": RGB, "strength": 0.5}, "leave strength out"),
     "canny's scale": (lambda: mini("flux-canny"), {"image": RGB, "image_guidance": 1.5}, "image_guidance "
@@ -693,12 +685,12 @@ MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
                                                         "spiece.model or tokenizer.json too"),
     "no tokens of sd3": (lambda: mute("sd3"), {}, "T5 has no tokenizer: load its spiece.model "
                                                   "or tokenizer.json too"),
-    "refiner of a flow": (lambda: mini("sd3"), {"refiner": lambda: mini("sdxl-refiner")}, "latents of "
-                                                                                          "other units"),
-    "flow for a refiner": (lambda: mini("sdxl"), {"refiner": lambda: mini("flux-dev")}, "latents of other "
-                                                                                        "units"),
-    "flow of another kind": (lambda: mini("sd3"), {"refiner": lambda: mini("flux-dev")}, "latents of "
-                                                                                         "other units"),
+    "refiner of a flow": (lambda: mini("sd3"), {"refiner": lambda: mini("sdxl-refiner")},
+        "model and refiner differ in their latents"),
+    "flow for a refiner": (lambda: mini("sdxl"), {"refiner": lambda: mini("flux-dev")},
+        "model and refiner differ in their latents"),
+    "flow of another kind": (lambda: mini("sd3"), {"refiner": lambda: mini("flux-dev")},
+        "model and refiner differ in their latents"),
     "refiner that fills": (lambda: mini("flux-dev"), {"refiner": lambda: mini("flux-fill")}, "this "
                                                                                              "refiner "
                                                                                              "sees an "
@@ -827,14 +819,14 @@ def test_a_dedistilled_flux_is_guided() -> None:
         assert torch.equal(
             drawn(model, negative="ugly", guidance=None if scale == 3.5 else scale)[0], by_hand
         )
-    with pytest.raises(ValueError, match="true_cfg is for networks that are told guidance"):
+    with pytest.raises(ValueError, match="true_cfg is for networks that take guidance as an input"):
         drawn(model, true_cfg=2.0)
 
 
 def test_schnell_is_told_no_guidance() -> None:
     """Its publisher's network takes none, and was distilled to do without the other kind."""
     with pytest.raises(
-        ValueError, match=r"FLUX.1 \[schnell\] was distilled to draw without guidance.*leave guidance out"
+        ValueError, match=r"FLUX.1 \[schnell\] was distilled to draw without guidance: leave it out"
     ):
         samplers.generate(models.miniature("flux-schnell"), "a cat", steps=1, guidance=3.5)
 

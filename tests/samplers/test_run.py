@@ -327,7 +327,7 @@ def test_images_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     run(settings(tmp_path / "model.safetensors", "steps=1", "seed=3", f"out={out}"))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert len([path for path in before if path.parent.parent.name == "images"]) == 6
-    with pytest.raises(ValueError, match=r"already holds images of other settings: out="):
+    with pytest.raises(ValueError, match=r"already holds images of other settings: give another out="):
         run(settings(tmp_path / "model.safetensors", "steps=2", f"out={out}"))
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     with pytest.raises(ValueError, match="already holds images of other settings"):
