@@ -114,7 +114,7 @@ def test_programs_within_evaluation_have_pages_of_their_own() -> None:
 def test_samplers_are_listed_with_order_and_options() -> None:
     listed = " ".join(help_page("samplers", ["sampler"]).split())
     assert "Heun (Karras et al. 2022, alg. 1)" in listed
-    assert "Order 2, two calls a step. [coordinate=flow_time]" in listed
+    assert "Order 2. [coordinate=flow_time]" in listed
 
 
 def test_defaults_are_those_of_the_dataclass() -> None:

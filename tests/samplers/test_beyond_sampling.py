@@ -384,7 +384,7 @@ KNOWN, MASK = torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4)
             lambda: sample("euler", MIXTURE, time_grid(FLOW, 5).reversed(), shape=(1,), seeds=[0]),
             "this grid rises from data",
         ),
-        (lambda: Grid((NoiseLevel(1.0, -1.0, 1.0), FLOW.level(0.1)), 1.0, FLOW), "finite alpha >= 0"),
+        (lambda: Grid((NoiseLevel(1.0, -1.0, 1.0), FLOW.level(0.1)), 1.0, FLOW), "finite alpha, sigma >= 0"),
         (lambda: Inpainting(MIXTURE, KNOWN, 255 * MASK), r"a mask has values in \[0, 1\]"),
         (
             lambda: Inpainting(MIXTURE, KNOWN, MASK)(torch.zeros(1, 1, 5, 5), FLOW.level(0.5)),

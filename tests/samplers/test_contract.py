@@ -197,7 +197,7 @@ GRID = time_grid(FLOW, 3)
         (lambda: sample("unipc", MIXTURE, GRID, shape=(1,), seeds=[0], order=4), "order must be 2 or 3"),
         (
             lambda: sample("unipc", MIXTURE, time_grid(FLOW, 2), shape=(1,), seeds=[0], order=3),
-            "at most the number of steps, not 3 on 2",
+            "at most the steps, not 3 on 2",
         ),
         (
             lambda: sample("ddim", MIXTURE, time_grid(FLOW, spacing=[0.7, 0.7, 0.2]), shape=(1,), seeds=[0]),
@@ -205,7 +205,7 @@ GRID = time_grid(FLOW, 3)
         ),
         (
             lambda: sample("ddpm", MIXTURE, time_grid(FLOW, 4).reversed(), start=torch.zeros(1, 1)),
-            "noise must fall, but this grid rises",
+            "adds noise, but on this grid noise rises",
         ),
         (lambda: sample("ddim", MIXTURE, GRID, shape=(1,), seeds=[]), "at least one seed"),
         (

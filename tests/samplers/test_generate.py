@@ -691,13 +691,10 @@ MISTAKES: dict[str, tuple[Callable[[], models.Model], dict[str, Any], str]] = {
         "model and refiner differ in their latents"),
     "flow of another kind": (lambda: mini("sd3"), {"refiner": lambda: mini("flux-dev")},
         "model and refiner differ in their latents"),
-    "refiner that fills": (lambda: mini("flux-dev"), {"refiner": lambda: mini("flux-fill")}, "this "
-                                                                                             "refiner "
-                                                                                             "sees an "
-                                                                                             "image "
-                                                                                             "beside x"),
-    "numbers of flux": (lambda: mini("flux-dev"), {"numbers": {"height": 5}}, "this family is told no "
-                                                                              "numbers beside the prompt"),
+    "refiner that fills": (lambda: mini("flux-dev"), {"refiner": lambda: mini("flux-fill")},
+        "this refiner also takes an image"),
+    "numbers of flux": (lambda: mini("flux-dev"), {"numbers": {"height": 5}},
+        "this family takes no numbers besides the prompt"),
 }  # fmt: skip
 
 

@@ -332,7 +332,7 @@ def test_settings_are_read_within_bounds(tmp_path: Path) -> None:
         chunk(b"zTXt", b"settings\0\0" + zlib.compress(bytes(2**26)))
     ]:
         path.write_bytes(png(1, 1, 8, 0, rows, content))
-        with pytest.raises(ValueError, match=r"a\.png does not say what it was drawn with"):
+        with pytest.raises(ValueError, match=r"a\.png has no settings"):
             read_settings(path)
 
 
@@ -416,16 +416,13 @@ def animated(path: Path) -> None:
         (lambda path: path.write_bytes(photograph()[:-200]), "cannot be read as a picture: "),
         (huge, "has 20000x20000 = 400,000,000 pixels, more than max_pixels=134,217,728: make it smaller, "
                "or raise max_pixels"),
-        (thin, "has 1x134217728 pixels, and a side may have at most 1,048,576"),
+        (thin, "has 1x134217728 pixels, but a side may have at most 1,048,576"),
         (huge_webp, "has 16384x16384 = 268,435,456 pixels, more than max_pixels=134,217,728: make it "
                     "smaller, or raise max_pixels"),
-        (lambda path: path.write_bytes(png(1, 1, 8, 0, b"\0\0", chunk(b"tEXt", b"") * 12_000)), "it is "
-                                                                                                "cut into "
-                                                                                                "far more "
-                                                                                                "pieces "
-                                                                                                "than"),
-        (lambda path: path.write_bytes(photograph(segment(0xFE, b"") * 12_000)), "it is cut into far more "
-                                                                                 "pieces than a picture is"),
+        (lambda path: path.write_bytes(png(1, 1, 8, 0, b"\0\0", chunk(b"tEXt", b"") * 12_000)),
+            "it has far more pieces"),
+        (lambda path: path.write_bytes(photograph(segment(0xFE, b"") * 12_000)),
+            "it has far more pieces"),
         (lambda path: path.write_bytes(many_scans(101)), "cannot be read as a picture: it has more than "
                                                          "100 scans"),
         (spread, "has 1,099,511,627,776 bytes"),
