@@ -111,11 +111,12 @@ def subprograms(program: str) -> dict[str, tuple[Setting, ...]]:
     from eval.bench import BENCHMARKS
     from eval.bench.orders import OrderParams
     from eval.reference import StatisticsParams
-    from eval.settings import CompareParams, ScoreParams
+    from eval.settings import CompareParams, ReportParams, ScoreParams
 
     params = {
         "score": ScoreParams,
         "statistics": StatisticsParams,
+        "report": ReportParams,
         "compare": CompareParams,
         "sampler_orders": OrderParams,
         **{f"bench_{name}": import_module(f"eval.bench.{name}").Params for name in BENCHMARKS},

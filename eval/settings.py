@@ -129,6 +129,13 @@ class ScoreParams(FeatureParams):
 
 
 @dataclass(frozen=True)
+class ReportParams:
+    """Of what to make a report."""
+
+    out: str = setting(..., "a folder with results/NAME.json, as report=FOLDER gathers them", text="path")
+
+
+@dataclass(frozen=True)
 class NamedModel:
     """A trained model, as rows and the report call it."""
 

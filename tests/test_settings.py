@@ -107,6 +107,7 @@ def test_each_program_tells_what_can_be_set(program: str) -> None:
 
 def test_programs_within_evaluation_have_pages_of_their_own() -> None:
     assert "outputs: null" in help_page("eval", ["statistics"])
+    assert "out: ???" in help_page("eval", ["report"])
     assert compose("eval", ["experiment=statistics", "samples=x", "out=y"])["program"] == "statistics"
     assert compose("eval", ["samples=x"])["save_every"] == 300
 
