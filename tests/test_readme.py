@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import models
@@ -121,8 +122,17 @@ def test_sampling_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_models_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert run_blocks("docs/models.md", folder, monkeypatch)["images"].shape == (1, 3, 128, 128)
+    stem = "lora_unet_input_blocks_1_0_in_layers_2"
+    for name in ("style", "lcm"):
+        lora = {
+            f"{stem}.lora_down.weight": torch.ones(2, 64, 3, 3),
+            f"{stem}.lora_up.weight": torch.ones(64, 2, 1, 1),
+        }
+        save_file(lora, folder / f"{name}.safetensors")
+    names = run_blocks("docs/models.md", folder, monkeypatch)
+    assert names["images"].shape == (1, 3, 128, 128)
     assert (folder / "sdxl" / "model_index.json").exists()
+    assert names["styled"].fingerprint != names["softer"].fingerprint != names["base"].fingerprint
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

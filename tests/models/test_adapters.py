@@ -31,7 +31,7 @@ from models.layers import streaming
 from models.layers.packed import Packed, is_packed, pack
 from models.layers.streaming import is_streamed
 from tests.models.files.tiny import tiny
-from tests.peers import peft
+from tests.peers import diffusers, peft
 
 F64 = torch.float64
 State = dict[str, Tensor]
@@ -501,3 +501,46 @@ def test_published_adapters_map_without_remainder(name: str) -> None:
             factors = {leaf: torch.empty(stored.shape, device="meta") for leaf, stored in group.items()}
             change = LowRank(factors["down"], factors["up"], mid=factors.get("mid"))
             assert change.difference(weight).shape == weight.shape
+
+
+def test_folders_of_peft(tmp_path: Path) -> None:
+    """Ranks and alphas by pattern, and rank-stabilised scales, as PEFT merges them; its config counts."""
+    models.save(tiny("sd1"), tmp_path / "base", "diffusers")
+    unet = diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "base" / "unet")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=2, target_modules=["to_q", "to_k", "to_v", "to_out.0", "conv1"],
+        init_lora_weights=False, use_rslora=True,
+        rank_pattern={"attn2.to_k": 3, "conv1": 2}, alpha_pattern={"to_out.0": 7, "attn1.to_v": 1},
+    )  # fmt: skip
+    wrapped = peft.get_peft_model(unet, config)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    model = models.load(tmp_path / "base")
+    wrapped.merge_and_unload().save_pretrained(tmp_path / "base" / "unet")
+    merged = models.load(tmp_path / "base").state_dict()
+    close(adapted(model, {tmp_path / "adapter": 1.0}).state_dict(), merged)
+    alone = adapted(model, {tmp_path / "adapter" / "adapter_model.safetensors": 1.0}).state_dict()
+    assert any(not torch.allclose(alone[name], merged[name], atol=1e-4) for name in merged)
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "VERA"}')
+    with pytest.raises(ValueError, match="peft_type 'VERA'"):
+        adapted(model, {tmp_path / "adapter": 1.0})
+
+
+def test_names_of_old_diffusers_and_its_metadata(base: Base, tmp_path: Path) -> None:
+    """Attention processors of 2023 stand for their layers; diffusers may write alpha to the header."""
+    model, tensors, _ = base("sd1", "diffusers")
+    stem = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
+    lora, added = State(), State()
+    for old, key in {"to_q": f"{stem}.to_q.weight", "to_out": f"{stem}.to_out.0.weight"}.items():
+        down, up = torch.randn(2, tensors[key].shape[1]), torch.randn(len(tensors[key]), 2)
+        lora |= {
+            f"unet.{stem}.processor.{old}_lora.down.weight": down,
+            f"unet.{stem}.processor.{old}_lora.up.weight": up,
+        }
+        added[key] = up.to(F64) @ down.to(F64)
+    save_file(lora, tmp_path / "lora.safetensors")
+    settings = {"unet.r": 2, "unet.lora_alpha": 3, "unet.alpha_pattern": {}}
+    save_file(lora, tmp_path / "alpha.safetensors", {"lora_adapter_metadata": json.dumps(settings)})
+    for name, scale in {"lora": 1.0, "alpha": 1.5}.items():
+        save_file(moved(tensors, added, scale), tmp_path / "merged.safetensors")
+        merged = models.load(tmp_path / "merged.safetensors", family="sd1").state_dict()
+        close(adapted(model, {tmp_path / f"{name}.safetensors": 1.0}).state_dict(), merged)
