@@ -342,7 +342,7 @@ def test_a_text_that_is_given_twice_is_refused() -> None:
     twice = ["samples=shard-000.tar", "samples=shard-001.tar"]
     with pytest.raises(
         ValueError,
-        match=r"samples is given 2 times: give it once, and a pattern in quotes.* samples='shard-\{",
+        match=r"samples is given 2 times: give it once, and quote a pattern.* samples=.shard-\{",
     ):
         compose("eval", twice)
     with pytest.raises(ValueError, match="samples is given 2 times"):

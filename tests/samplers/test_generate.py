@@ -844,7 +844,7 @@ def test_guidance_0_is_off_where_networks_are_meant_without(family: str) -> None
 def test_guidance_0_is_no_prompt_elsewhere() -> None:
     """What the formula says, with a warning: the negative prompt alone is followed."""
     model = mini("sd1")
-    with pytest.warns(UserWarning, match="0 as the scale of guidance does not follow the prompt: 1 is off"):
+    with pytest.warns(UserWarning, match="guidance scale 0 does not follow the prompt: 1 is off"):
         zero = drawn(model, guidance=0.0, negative="ugly")[0]
     torch.testing.assert_close(zero, drawn(model, "ugly", guidance=1.0)[0], rtol=0, atol=1e-5)
     with pytest.warns(UserWarning, match="-1 as the scale"):

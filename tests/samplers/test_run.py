@@ -89,9 +89,7 @@ def test_a_model_is_sampled_as_it_is_meant_to_be(
 def test_guidance_that_does_not_follow_the_label_is_warned_of(guidance: float, tmp_path: Path) -> None:
     """As `generate` warns for prompts: 0 leaves the label out, and below it leads away from it."""
     path = saved(tmp_path / "model.safetensors")
-    with pytest.warns(
-        UserWarning, match=f"{guidance} as the scale of guidance does not follow the label: 1 is off"
-    ):
+    with pytest.warns(UserWarning, match=f"guidance scale {guidance} does not follow the label: 1 is off"):
         run(settings(path, "steps=1", f"guidance={guidance}"))
 
 
