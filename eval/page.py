@@ -37,13 +37,13 @@ def picture_address(content: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64," + base64.b64encode(content).decode()
 
 
-def decimals(values: Sequence[float], spreads: Sequence[float], most: int = 4) -> int:
-    """Decimals for two digits of the median spread, or for three of the median value if all spreads are 0."""
+def decimals(values: Sequence[float], spreads: Sequence[float]) -> int:
+    """Decimals for two digits of the median spread, or three of the median value if spreads are 0."""
     positive = [spread for spread in spreads if spread > 0]
     digits, numbers = (2, positive) if positive else (3, [abs(value) for value in values if value])
     if not numbers:
         return 2
-    return min(most, max(0, digits - 1 - math.floor(math.log10(statistics.median(numbers)))))
+    return min(6, max(0, digits - 1 - math.floor(math.log10(statistics.median(numbers)))))
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -191,7 +191,7 @@ def cite(metric: str, result: Result) -> str:
     f58cb9b6...) = 12.34 [12.1, 12.6]"."""
     figure = result.figures[metric]
     low, high = ends_or_value(figure)
-    digits = decimals([figure.value], [(high - low) / 2], most=6) if math.isfinite(figure.value) else 0
+    digits = decimals([figure.value], [(high - low) / 2]) if math.isfinite(figure.value) else 0
     samples = f"{figure.n:,} samples"
     if "parts" in figure.extra:
         samples = f"mean over {figure.extra['parts']:g} x {samples}"

@@ -110,15 +110,11 @@ class Table:
         return [row for rows in self.groups.values() for row in rows]
 
 
-def make_tables(results: Sequence[Result], metrics: Sequence[str] | None = None) -> list[Table]:
-    """As few tables as hold only what can be compared, in the order of their first results.
-
-    metrics  the columns; None: all
-    """
-    metrics = unique(name for result in results for name in result.figures) if metrics is None else metrics
+def make_tables(results: Sequence[Result]) -> list[Table]:
+    """As few tables as hold only what can be compared, in the order of their first results."""
+    metrics = unique(name for result in results for name in result.figures)
     hows = dict(zip((result.name for result in results), how_drawn(results), strict=True))
-    scored = [result for result in results if any(metric in result.figures for metric in metrics)]
-    sets = _comparable_sets(scored, metrics)
+    sets = _comparable_sets([result for result in results if result.figures], metrics)
     return [_table(members, _differences(members, sets, metrics), metrics, hows) for members in sets]
 
 
@@ -191,7 +187,7 @@ def _column(metric: str, members: Sequence[Result]) -> Column:
     ranked = [figure for role, figure in figures if role is None and math.isfinite(figure.value)]
     better, first = figures[0][1].better, dict(reversed(figures))
     spreads = [(high - low) / 2 for low, high in map(ends_or_value, ranked)]
-    digits = decimals([figure.value for figure in ranked], spreads, most=6)
+    digits = decimals([figure.value for figure in ranked], spreads)
     best = None
     if len({figure.value for figure in ranked}) > 1 and better != "neither":  # equal figures have no best
         best = (min if better == "lower" else max)(ranked, key=lambda figure: figure.value)
@@ -235,10 +231,10 @@ def random_metrics(results: Sequence[Result]) -> list[str]:
 # As Markdown ------------------------------------------------------------------------------------------------
 
 
-def markdown_table(results: Sequence[Result], metrics: Sequence[str] | None = None) -> str:
+def markdown_table(results: Sequence[Result]) -> str:
     """The tables as Markdown that also reads well as plain text. ValueError as for the page."""
     check_results(results)
-    tables = make_tables(results, metrics)
+    tables = make_tables(results)
     parts = []
     if random := random_metrics(results):
         names = ", ".join(_escaped(metric_name(metric)) for metric in random)
