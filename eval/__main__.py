@@ -59,9 +59,9 @@ def _score(config: dict[str, Any]) -> int:
 
 
 def _report(config: dict[str, Any]) -> int:
-    from eval.report import report_of
+    from eval.report import make_report
 
-    page = report_of(config["out"])
+    page = make_report(config["out"])
     print(f"{(page.parent / 'results.md').read_text()}report: {page.resolve()}")
     return 0
 

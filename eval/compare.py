@@ -19,7 +19,7 @@ from eval.drawing import guidance_name, save_figure
 from eval.evaluation import Side
 from eval.images.open import open_source
 from eval.plots import main_metrics, steps_plot
-from eval.report import Story, report_of
+from eval.report import Story, make_report
 from eval.runs import Run
 from eval.scoring import Written
 from eval.settings import CompareParams
@@ -53,7 +53,7 @@ def run(config: Mapping[str, Any]) -> bool:
     runs = [Run(model.name, model.run, shown=key in params.shown) for key, model in params.models.items()]
     facts = {"measured in": f"{time.perf_counter() - start:.0f} s"}
     story = Story(params.title, params.summary, targets, runs, _real_images(sources), facts)
-    report_of(out, [each.path for each in written], story)
+    make_report(out, [each.path for each in written], story)
     return all(target.met for target in targets)
 
 

@@ -22,7 +22,7 @@ from eval.features.extractor import Extractor, TextFeatures
 from eval.features.protocols import PROTOCOLS
 from eval.features.registry import DTYPES, EXTRACTORS, build, check_dtype
 from eval.images.open import open_source
-from eval.images.subset import equal_parts, first_of, index_within_class, proportional_classes
+from eval.images.subset import equal_parts, first_pictures, index_within_class, proportional_classes
 from eval.metrics.registry import Evidence, Metric, find_metric
 from eval.settings import ScoreParams
 from eval.statistics_file import Statistics, check_identity, check_width, is_statistics, read_statistics
@@ -267,7 +267,7 @@ def _samples(params: ScoreParams, reference: Source | None) -> Source:
         raise ValueError(
             "n is for existing pictures: what a model draws has its own, samples={run: ..., n: ...}"
         )
-    return first_of(samples, params.n)
+    return first_pictures(samples, params.n)
 
 
 def _opened(params: ScoreParams, side: Side, who: str, statistics: Statistics | None) -> Source:

@@ -1,6 +1,6 @@
 """The report of an evaluation: one HTML file, readable offline, and its tables as text.
 
-Nothing is measured here. `report_of` makes tables, plots, pictures and lines to cite of the results in a
+Nothing is measured here. `make_report` makes tables, plots, pictures and lines to cite of the results in a
 folder. What cannot be compared never shares a column.
 """
 
@@ -43,8 +43,8 @@ from eval.tables import (
     flat,
     make_tables,
     markdown_table,
-    notes_of,
     random_metrics,
+    row_notes,
 )
 from eval.targets import Target
 from models.files.writing import replacing
@@ -80,7 +80,7 @@ def result_files(folder: str | Path) -> list[Path]:
     return sorted(file for file in Path(folder, "results").glob("*.json") if not is_hidden(file.name))
 
 
-def report_of(folder: str | Path, files: Sequence[Path] | None = None, story: Story | None = None) -> Path:
+def make_report(folder: str | Path, files: Sequence[Path] | None = None, story: Story | None = None) -> Path:
     """Write folder/report.html, results.md and, if costs are known, pareto.png. Returns the page's path.
 
     files  of results, in the order of the tables; None: `result_files`
@@ -125,7 +125,7 @@ def write_report(
     figures = [figure for result in results for figure in result.figures.values()]
     metrics = unique(name for result in results for name in result.figures)
     shared, own = _fingerprints(listed)
-    notes = unique(note for result in results for note in notes_of(result))
+    notes = unique(note for result in results for note in row_notes(result))
     write_page(
         path,
         Path(__file__).parent / "templates" / "report.html.j2",

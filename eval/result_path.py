@@ -10,7 +10,7 @@ from pathlib import Path
 
 from diffusion.settings import of_kind
 from eval.evaluation import Evaluation
-from eval.images.drawn import Drawn
+from eval.images.generated import GeneratedPictures
 from eval.results import Result, read_result
 from eval.settings import ScoreParams
 from models.files.writing import check_writable
@@ -65,7 +65,7 @@ def _path(params: ScoreParams, samples: Source) -> Path:
     if params.report is not None:
         return Path(params.report) / "results" / f"{name}-{_digest(params)}.json"
     origin = Path(samples.origin)
-    if isinstance(samples, Drawn):
+    if isinstance(samples, GeneratedPictures):
         return origin / "scores" / f"{name}.json" if origin.is_dir() else Path(f"{name}.scores.json")
     origin = origin.resolve()
     return origin.with_name(f"{origin.name}.scores.json") if origin.exists() else Path(f"{name}.scores.json")
@@ -80,4 +80,4 @@ def _digest(params: ScoreParams) -> str:
 
 def default_name(samples: Source) -> str:
     """The name of a row of a table."""
-    return samples.name if isinstance(samples, Drawn) else samples.origin
+    return samples.name if isinstance(samples, GeneratedPictures) else samples.origin

@@ -16,7 +16,7 @@ from eval.evaluation import Evaluation, Side
 from eval.feature_pass import Features, Seen, joined, size_names, unseen
 from eval.features.extractor import Extractor
 from eval.features.protocols import PROTOCOLS, USUAL_N
-from eval.images.drawn import Drawn
+from eval.images.generated import GeneratedPictures
 from eval.metrics.figure import Figure
 from eval.metrics.registry import find_metric
 from eval.result_path import default_name, find_existing
@@ -180,7 +180,7 @@ def _result(
         "sizes": size_names(samples.sizes),
     }
     about |= {name: value for name in ("role", "model") if (value := getattr(params, name)) is not None}
-    if isinstance(source, Drawn):
+    if isinstance(source, GeneratedPictures):
         about |= {"settings": source.settings, "calls": source.calls, "seconds": source.seconds}
     settings = {name: value for name, value in asdict(params).items() if value is not None}
     settings |= {"of": evaluation.samples_key, "keys": {name: evaluation.key(name) for name in figures}}

@@ -213,11 +213,11 @@ def _row(result: Result, how: How | None, columns: Sequence[Column]) -> Row:
         calls=number(how.calls, 4) if how else NOTHING,
         seconds=number(how.seconds) if how else NOTHING,
         n=" or ".join(sizes),
-        notes=notes_of(result),
+        notes=row_notes(result),
     )
 
 
-def notes_of(result: Result) -> tuple[str, ...]:
+def row_notes(result: Result) -> tuple[str, ...]:
     """What a reader of a row should know."""
     random = [metric_name(name) for name, figure in result.figures.items() if figure.random]
     return (*result.notes, *(f"random stand-in weights: {name} means nothing" for name in random))

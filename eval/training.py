@@ -8,7 +8,7 @@ from typing import Any
 
 from diffusion.spec import make_params
 from eval.evaluation import Evaluation
-from eval.images.drawn import drawn_by
+from eval.images.generated import generated_by
 from eval.scoring import Gathered, compute, gather, notes
 from eval.settings import ScoreParams
 from models import Model
@@ -49,7 +49,7 @@ class TrainingScores:
     def __call__(self, model: Model) -> dict[str, float]:
         """The figures of the current model, with the ends of their intervals."""
         where = World(0, 1, next(model.network.parameters()).device)
-        evaluation = Evaluation.prepare(self._scoring, where, {"samples": drawn_by(model, self._drawing)})
+        evaluation = Evaluation.prepare(self._scoring, where, {"samples": generated_by(model, self._drawing)})
         parts = gather(evaluation, where, others=self._others)
         self._others = {side: part for side, part in parts[0].items() if side != "samples"}
         figures = dict(compute(evaluation, parts))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion import initial_noise
 from diffusion.spec import check_at_least_one, make, make_params
-from eval.images.drawn import drawn
+from eval.images.generated import open_generated
 from samplers.pictures import MAX_PIXELS, to_uint8
 from train.data import digits
 from train.data.open import open_pictures
@@ -29,7 +29,7 @@ def open_source(
 ) -> Source:
     """A source of pictures: files (`open_pictures`), or a mapping:
 
-        {"run": FOLDER, "n": 270} or {"weights": FILE, "prompts": FILE}  what a model draws: `drawn`
+        {"run": FOLDER, "n": 270} or {"weights": FILE, "prompts": FILE}  what a model draws: `open_generated`
         {"name": "digits", "split": "held_out"}                          a data set; exact: true: unrounded
         {"name": "digits", "split": "train", "n": 270}                   n random ones of it, of the `classes`
         {"noise": [3, 32, 32], "n": 270}                                 noise of that shape
@@ -52,7 +52,7 @@ def open_source(
         noise = make_params("noise", _Noise, values)
         images = initial_noise(range(noise.n), noise.shape)
         return TensorPictures.from_signed(images, flat, origin=f"noise, {origin}")
-    return drawn(spec, flat)
+    return open_generated(spec, flat)
 
 
 @dataclass(frozen=True)

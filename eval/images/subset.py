@@ -40,7 +40,7 @@ class Subset:
         return self._source.read([self._chosen[i] for i in indices])
 
 
-def first_of(source: Source, n: int) -> Subset:
+def first_pictures(source: Source, n: int) -> Subset:
     """The first n pictures, of each class in turn if there are classes. ValueError if there are fewer.
 
     The first n of a folder that is sorted by class would lack the last classes.

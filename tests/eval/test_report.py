@@ -39,7 +39,7 @@ from eval.plots import (
     steps_plot,
     trade_off_plot,
 )
-from eval.report import Story, cite, report_of, write_report
+from eval.report import Story, cite, make_report, write_report
 from eval.results import Result, Scored, read_result, write_result
 from eval.runs import Run, _forward, smooth
 from eval.tables import make_tables, markdown_table
@@ -166,7 +166,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "results" / "01.png"
     )
     (folder / "results" / "._00.json").write_bytes(b"\0\5\26\7")  # as macOS leaves it beside a copy
-    report_of(folder)
+    make_report(folder)
     return folder
 
 
@@ -557,7 +557,7 @@ def test_sparse_results_make_whole_pages(tmp_path: Path, results: list[Result]) 
 def test_refusals_say_what_would_be_right(tmp_path: Path) -> None:
     """No results, two of one name, a sheet that is no picture: one line each, and no file is left."""
     with pytest.raises(ValueError, match=r"has no results/\*\.json: plain-diffusion eval writes them"):
-        report_of(tmp_path)
+        make_report(tmp_path)
     with pytest.raises(ValueError, match="give at least one result"):
         write_report(tmp_path / "r.html", [], {})
     with pytest.raises(ValueError, match="two results are named 'a'"):
@@ -578,7 +578,7 @@ def test_results_of_one_name_are_told_apart_by_their_files(tmp_path: Path) -> No
     """In a folder, where two evaluations may have been named alike."""
     for i in range(2):
         write_result(result("a", {"fid": fid(1.0 + i)}), tmp_path / "results" / f"run-{i}.json")
-    page = report_of(tmp_path).read_text()
+    page = make_report(tmp_path).read_text()
     assert [cells(page, f"a (run-{i})")[0][1] for i in range(2)] == ["1.00", "2.00"]
 
 

@@ -28,15 +28,15 @@ from eval.features import registry
 from eval.features.custom import Custom
 from eval.features.protocols import PROTOCOLS, Splits
 from eval.features.registry import EXTRACTORS, ExtractorParams, Tower, build
-from eval.images.drawn import Drawn
-from eval.images.subset import first_of
+from eval.images.generated import GeneratedPictures
+from eval.images.subset import first_pictures
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.inception_score import inception_score, shuffled_splits
 from eval.metrics.kernel import kernel_distance
 from eval.metrics.manifold import density_coverage, precision_recall
 from eval.metrics.moments import Moments
 from eval.metrics.registry import METRICS, Evidence
-from eval.report import report_of
+from eval.report import make_report
 from eval.results import Result, check_comparable, read_result
 from eval.sheet import Sheet
 from eval.tables import markdown_table
@@ -290,7 +290,7 @@ def test_numbers_of_other_protocols_are_not_compared(
     (tmp_path / "results").mkdir()
     one = score(metric="fid", name="one", out=str(tmp_path / "results" / "one.json"))
     other = score(metric="fid", name="other", protocol=protocol, out=str(tmp_path / "results" / "other.json"))
-    report_of(tmp_path)
+    make_report(tmp_path)
     tables = (tmp_path / "results.md").read_text().count("| FID")
     if protocol == "clean":
         check_comparable([one, other], "fid")
@@ -590,7 +590,7 @@ def test_a_part_takes_classes_in_turn(score: Callable[..., Result], tmp_path: Pa
     many."""
     for label in ("a", "b"):
         write(crops(10, seed=ord(label)), tmp_path / "s" / label)
-    part = first_of(FolderPictures(tmp_path / "s"), 6)
+    part = first_pictures(FolderPictures(tmp_path / "s"), 6)
     assert part.names == [f"{label}/{i:03d}.png" for label in "ab" for i in range(3)]
     assert score(samples=str(tmp_path / "s"), metric="fid", n=6).samples["n"] == 6
 
@@ -857,7 +857,7 @@ def test_drawn_samples_are_those_that_would_be_written(
     assert (drawn["calls"], drawn["n"], drawn["origin"]) == (8, 30, model)
     assert drawn["seconds"] > 0
     assert found.name == "model.safetensors, ddpm, 4 steps, guidance 2"
-    monkeypatch.setattr(Drawn, "read", lambda self, indices: pytest.fail("drawn again"))
+    monkeypatch.setattr(GeneratedPictures, "read", lambda self, indices: pytest.fail("drawn again"))
     assert (
         score(samples={"run": model, **how}, reference=real, metric=["fid", "kid"], out=str(out)).to_json()
         == found.to_json()
@@ -884,9 +884,9 @@ def test_drawing_that_breaks_off_goes_on(
         "report": str(tmp_path),
     }
     asked: list[int] = []
-    own, stops = Drawn.read, [20]
+    own, stops = GeneratedPictures.read, [20]
 
-    def stopping(self: Drawn, indices: Sequence[int]) -> Iterable[Tensor | Unreadable]:
+    def stopping(self: GeneratedPictures, indices: Sequence[int]) -> Iterable[Tensor | Unreadable]:
         if stops and stops[0] in indices:
             raise KeyboardInterrupt
         asked.extend(indices)
@@ -895,7 +895,7 @@ def test_drawing_that_breaks_off_goes_on(
     def failing(evidence: Any) -> Any:
         raise ValueError("no memory for this")
 
-    monkeypatch.setattr(Drawn, "read", stopping)
+    monkeypatch.setattr(GeneratedPictures, "read", stopping)
     with pytest.raises(KeyboardInterrupt):
         score(**settings)
     assert asked == list(range(20))
@@ -909,7 +909,7 @@ def test_drawing_that_breaks_off_goes_on(
     assert sorted(asked[30:]) == list(range(30))  # for the sheet, three of each class
     assert read_result(next((tmp_path / "results").glob("*.json"))).samples["seconds"] is None
     assert found.samples["calls"] == 2
-    report_of(tmp_path)
+    make_report(tmp_path)
 
 
 # Mistakes ---------------------------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import models
-from eval.images import drawn as drawn_module
-from eval.images.drawn import Drawn, drawn, drawn_by
+from eval.images import generated
+from eval.images.generated import GeneratedPictures, generated_by, open_generated
 from eval.images.open import open_source
 from models.layers import blocks
 from samplers import generate
@@ -46,14 +46,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def of_run(folder: Path, **settings: Any) -> Drawn:
-    return drawn(
+def of_run(folder: Path, **settings: Any) -> GeneratedPictures:
+    return open_generated(
         {"run": str(folder / "classes.safetensors"), "n": 12, "steps": 3, "device": "cpu", **settings}
     )
 
 
-def of_prompts(folder: Path, **settings: Any) -> Drawn:
-    return drawn(
+def of_prompts(folder: Path, **settings: Any) -> GeneratedPictures:
+    return open_generated(
         {
             "weights": str(folder / "sd1.safetensors"),
             "prompts": str(folder / "prompts.txt"),
@@ -65,7 +65,7 @@ def of_prompts(folder: Path, **settings: Any) -> Drawn:
 
 @pytest.mark.parametrize("of", [of_run, of_prompts])
 def test_a_machine_without_a_compiler_is_noticed_first(
-    of: Callable[..., Drawn], folder: Path, monkeypatch: pytest.MonkeyPatch
+    of: Callable[..., GeneratedPictures], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """compile is refused before anything is drawn; with a compiler, calls are counted as without."""
     monkeypatch.setattr(blocks, "_check_compiler", lambda *_: None)
@@ -75,7 +75,7 @@ def test_a_machine_without_a_compiler_is_noticed_first(
         raise ValueError("torch finds no compiler")
 
     monkeypatch.setattr(blocks, "_check_compiler", refuse)
-    monkeypatch.setattr(drawn_module, "calls_per_image", lambda *_: pytest.fail("something was drawn"))
+    monkeypatch.setattr(generated, "calls_per_image", lambda *_: pytest.fail("something was drawn"))
     with pytest.raises(ValueError, match="no compiler"):
         of(folder, compile=True)
 
@@ -109,7 +109,7 @@ def test_a_run_draws_what_the_program_saves(folder: Path, tmp_path: Path) -> Non
     }
     weights = str(folder / "classes.safetensors")
     out = run({"run": weights, "out": str(tmp_path / "out"), "progress": False, **wanted})
-    written, source = FolderPictures(out / "images"), drawn({"run": weights, **wanted})
+    written, source = FolderPictures(out / "images"), open_generated({"run": weights, **wanted})
     assert [
         f"{label}/{int(name.split()[1]):06d}.png"
         for label, name in zip(source.labels or (), source.names, strict=True)
@@ -122,7 +122,7 @@ def test_a_run_draws_what_the_program_saves(folder: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("make", [of_run, of_prompts])
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_a_picture_does_not_depend_on_the_others(
-    make: Callable[..., Drawn], sampler: str, folder: Path
+    make: Callable[..., GeneratedPictures], sampler: str, folder: Path
 ) -> None:
     """In any order, alone or together, in batches of any size: equal but for rounding, one of 255; and
     pictures differ from each other."""
@@ -159,9 +159,14 @@ def test_classes_are_drawn_in_turn(folder: Path) -> None:
     assert of_run(folder, labels=[3, 7], n=3).labels == ["3", "7", "3"]
     model = models.load(folder / "classes.safetensors")
     model.spec["classes"] = list("abcdefghij")
-    assert drawn_by(model, SampleParams(run="a run", n=3, labels=("d", 7), steps=1)).labels == ["d", "h", "d"]
+    assert generated_by(model, SampleParams(run="a run", n=3, labels=("d", 7), steps=1)).labels == [
+        "d",
+        "h",
+        "d",
+    ]
     assert (
-        drawn({"run": str(folder / "plain.safetensors"), "n": 2, "steps": 1, "device": "cpu"}).labels is None
+        open_generated({"run": str(folder / "plain.safetensors"), "n": 2, "steps": 1, "device": "cpu"}).labels
+        is None
     )
 
 
@@ -193,7 +198,7 @@ def test_the_first_batch_is_no_part_of_the_time(monkeypatch: pytest.MonkeyPatch,
     that of more is the others'."""
     source = of_run(folder, n=5, batch_size=2)
     clock = iter([0, 8, 8, 9, 9, 10, 10, 11])
-    monkeypatch.setattr("eval.images.drawn.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("eval.images.generated.time.perf_counter", lambda: next(clock))
     source.read([0, 1])
     assert source.seconds == 4
     source.read([2, 3, 4])
@@ -245,7 +250,7 @@ def test_settings_say_all_that_pictures_depend_on(folder: Path, tmp_path: Path) 
 
 def test_pictures_that_are_not_finite_stop_the_drawing(folder: Path) -> None:
     """A model that has diverged raises, and the seed is named."""
-    source = drawn(
+    source = open_generated(
         {"run": str(folder / "plain.safetensors"), "n": 3, "steps": 2, "seed": 40, "device": "cpu"}
     )
     with torch.no_grad():
@@ -303,7 +308,7 @@ def test_settings_that_do_not_fit_are_refused(spec: dict[str, Any], message: str
         for key in ("run", "weights")
         if len(str(spec.get(key, ""))) > 1
     }
-    assert message in refusal(lambda: drawn({"device": "cpu", **spec, **files}))
+    assert message in refusal(lambda: open_generated({"device": "cpu", **spec, **files}))
     assert "no such file of prompts: none.txt" in refusal(
         lambda: of_prompts(folder, prompts="none.txt"), OSError
     )
@@ -335,7 +340,8 @@ def test_sources_are_opened_by_what_they_are(folder: Path, tmp_path: Path) -> No
         assert (len(source), source.prompts) == (1, ["a prompt"])
         assert open_source(tmp_path / name).prompts is None
     assert isinstance(
-        open_source({"run": str(folder / "classes.safetensors"), "n": 1, "steps": 1, "device": "cpu"}), Drawn
+        open_source({"run": str(folder / "classes.safetensors"), "n": 1, "steps": 1, "device": "cpu"}),
+        GeneratedPictures,
     )
 
 

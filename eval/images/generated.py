@@ -54,7 +54,7 @@ ONE_PROMPT = {
 Draw = Callable[[Model, Sequence[int]], Tensor]
 
 
-class Drawn:
+class GeneratedPictures:
     """n pictures of a model, "seed 0" and so on: picture i has seed + i in any batch, but for rounding.
 
     settings  what the pictures depend on, with the SHA-256 of weights and prompts, as plain values
@@ -118,7 +118,7 @@ class Drawn:
         return found
 
 
-def drawn(spec: Mapping[str, Any], classes: Sequence[str] | None = None) -> Drawn:
+def open_generated(spec: Mapping[str, Any], classes: Sequence[str] | None = None) -> GeneratedPictures:
     """Pictures of {"run": FOLDER, "n": ...}, trained here, or {"weights": FILE, "prompts": FILE or list}.
 
     Other settings are those of `plain-diffusion samplers --help`. A run draws its classes in turn, or these
@@ -132,10 +132,10 @@ def drawn(spec: Mapping[str, Any], classes: Sequence[str] | None = None) -> Draw
         )
     if classes is not None and "run" not in values:
         raise ValueError("a published model draws prompts, not classes: leave classes out")
-    return _of_run(values, classes) if "run" in values else _of_prompts(values)
+    return _from_run(values, classes) if "run" in values else _from_prompts(values)
 
 
-def _of_run(spec: dict[str, Any], classes: Sequence[str] | None) -> Drawn:
+def _from_run(spec: dict[str, Any], classes: Sequence[str] | None) -> GeneratedPictures:
     known = [field.name for field in fields(SampleParams) if field.name not in FILES]
     check_names("setting of what a run draws", spec, known)
     if "n" not in spec:
@@ -148,10 +148,12 @@ def _of_run(spec: dict[str, Any], classes: Sequence[str] | None) -> Drawn:
         )
     check_sha256("run", params.run, params.with_defaults(model).sha256, params.sha256)
     model.network.to(find_device(params.device)).eval().requires_grad_(False)
-    return drawn_by(model, params, classes)
+    return generated_by(model, params, classes)
 
 
-def drawn_by(model: Model, params: SampleParams, classes: Sequence[str] | None = None) -> Drawn:
+def generated_by(
+    model: Model, params: SampleParams, classes: Sequence[str] | None = None
+) -> GeneratedPictures:
     """Pictures of a model in memory that takes no prompts, during training, say.
 
     `params.run` is its name in results; other settings of files are ignored. ValueError for settings that do
@@ -183,10 +185,10 @@ def drawn_by(model: Model, params: SampleParams, classes: Sequence[str] | None =
     settings = _settings(params, grid=how.grid, steps=grid.steps, fingerprint=params.sha256["run"])
     shown = None if labels is None else [names[label] for label in labels]
     size: dict[str, Any] = {"n": params.n, "batch_size": params.batch_size}
-    return Drawn(model, draw, settings, origin=params.run, labels=shown, **size)
+    return GeneratedPictures(model, draw, settings, origin=params.run, labels=shown, **size)
 
 
-def _of_prompts(spec: dict[str, Any]) -> Drawn:
+def _from_prompts(spec: dict[str, Any]) -> GeneratedPictures:
     known = [field.name for field in fields(TextToImageParams) if field.name not in FILES | ONE_PROMPT]
     check_names("setting of what prompts draw", spec, [*known, "prompts"])
     value = spec.pop("prompts", None)
@@ -214,7 +216,9 @@ def _of_prompts(spec: dict[str, Any]) -> Drawn:
     sha256 = hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
     settings = _settings(params, prompts=sha256, fingerprint=params.sha256["weights"])
     size: dict[str, Any] = {"n": params.n, "batch_size": params.batch_size}
-    return Drawn(model, draw, settings, origin=", ".join(params.weights), prompts=repeated, **size)
+    return GeneratedPictures(
+        model, draw, settings, origin=", ".join(params.weights), prompts=repeated, **size
+    )
 
 
 def _settings(params: SampleParams | TextToImageParams, **more: Any) -> dict[str, Any]:
