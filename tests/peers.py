@@ -27,16 +27,24 @@ class Peer:
 
 
 if TYPE_CHECKING:
+    import cleanfid as cleanfid
     import diffusers as diffusers
     import open_clip as open_clip
     import peft as peft
+    import prdc as prdc
+    import pytorch_fid as pytorch_fid
     import scipy as scipy
     import sklearn as sklearn
+    import timm as timm
+    import torch_fidelity as torch_fidelity
+    import torchmetrics as torchmetrics
     import transformers as transformers
 else:
-    diffusers, open_clip, peft, scipy, sklearn, transformers = map(
-        Peer, ("diffusers", "open_clip", "peft", "scipy", "sklearn", "transformers")
-    )
+
+    def __getattr__(name: str) -> Peer:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return Peer(name)
 
 
 @cache

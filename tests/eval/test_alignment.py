@@ -4,17 +4,16 @@ random weights."""
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import Any
 
-import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.multimodal import CLIPScore
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
 from eval.metrics.alignment import CONVENTIONS
+from tests.peers import open_clip, torchmetrics, transformers
 
 clip_score, hessel = CONVENTIONS["clip_score"], CONVENTIONS["hessel"]
 
@@ -67,14 +66,19 @@ def test_embeddings_that_cannot_be_compared_are_refused() -> None:
         hessel(unit(0) * torch.nan, unit(0))
 
 
-class Tensors(CLIPModel):  # type: ignore[misc]  # transformers is not annotated for us
-    """With embeddings as tensors, which torchmetrics expects and transformers gave before its version 5."""
+@cache
+def tensors() -> Any:
+    """transformers' CLIPModel with embeddings as tensors, which torchmetrics expects and transformers gave
+    before its version 5."""
 
-    def get_image_features(self, *args: Any, **kwargs: Any) -> Tensor:
-        return as_tensor(super().get_image_features(*args, **kwargs))
+    class Tensors(transformers.CLIPModel):  # type: ignore[misc]  # transformers is not annotated for us
+        def get_image_features(self, *args: Any, **kwargs: Any) -> Tensor:
+            return as_tensor(super().get_image_features(*args, **kwargs))
 
-    def get_text_features(self, *args: Any, **kwargs: Any) -> Tensor:
-        return as_tensor(super().get_text_features(*args, **kwargs))
+        def get_text_features(self, *args: Any, **kwargs: Any) -> Tensor:
+            return as_tensor(super().get_text_features(*args, **kwargs))
+
+    return Tensors
 
 
 def as_tensor(output: Any) -> Tensor:
@@ -95,9 +99,13 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     (folder / "merges.txt").write_text(
         "#version: 0.2\n" + "\n".join(" ".join(pair) for pair in merges if len(pair) == 2) + "\n"
     )
-    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
+    tokenizer = transformers.CLIPTokenizer(
+        str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77
+    )
     size = {"height": 32, "width": 32}
-    processor = CLIPProcessor(CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size), tokenizer)
+    processor = transformers.CLIPProcessor(
+        transformers.CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=size), tokenizer
+    )
     common = {
         "hidden_size": 32,
         "intermediate_size": 64,
@@ -116,7 +124,9 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     vision = {**common, "image_size": 32, "patch_size": 16}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = Tensors(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+        model = tensors()(
+            transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+        ).eval()
     return model, processor
 
 
@@ -140,7 +150,7 @@ def test_torchmetrics_on_the_same_network(peer: tuple[Any, Any]) -> None:
     prompts = ["a cat", "two dogs in the snow", "x"]
     image, text = embedded(peer, images(3), prompts)
     ours = clip_score(image, text)
-    metric = CLIPScore(lambda: peer)
+    metric = torchmetrics.multimodal.CLIPScore(lambda: peer)
     for index, (picture, prompt) in enumerate(zip(images(3), prompts, strict=True)):
         metric.reset()
         metric.update([picture], [prompt])
@@ -160,13 +170,13 @@ def test_torchmetrics_hides_a_negative_mean(peer: tuple[Any, Any]) -> None:
     away = [text[0], -text[1], -text[2], -text[3]]
     model, processor = peer
 
-    class Away(Tensors):
+    class Away(tensors()):  # type: ignore[misc]  # likewise
         def get_text_features(self, *_: Any, **__: Any) -> Tensor:
             return torch.stack(away)
 
     turned = Away(model.config).eval()
     turned.load_state_dict(model.state_dict())
-    metric = CLIPScore(lambda: (turned, processor))
+    metric = torchmetrics.multimodal.CLIPScore(lambda: (turned, processor))
     metric.update(images(4), prompts)
     ours = clip_score(image, torch.stack(away))
     assert float(ours.mean()) < -5
@@ -189,7 +199,7 @@ def test_torchmetrics_loses_the_end_of_a_long_caption(peer: tuple[Any, Any]) -> 
     assert kept[-1] == eos
     assert eos not in whole[:77]
     ours = clip_score(*embedded(peer, images(1), [LONG]))
-    metric = CLIPScore(lambda: peer)
+    metric = torchmetrics.multimodal.CLIPScore(lambda: peer)
     with pytest.warns(UserWarning, match="Will truncate captions"):
         metric.update(images(1), [LONG])
     assert abs(float(metric.score) - float(ours)) > 0.1

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +20,7 @@ from eval.features.pillow import resize
 from eval.features.preparation import Preparation
 from eval.features.weights import sha256_of_tensors
 from models.files.text import sha256_of_file
+from tests.peers import open_clip
 
 SIZES = [(64, 64), (40, 90), (97, 33), (32, 35), (9, 8), (64, 64)]
 LONG = "a photograph of " + " ".join(f"cat {i}" for i in range(60))

@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 from torchvision.transforms import Compose, InterpolationMode, Normalize, Resize, ToTensor  # type: ignore[import-untyped]
-from transformers import Dinov2Config, Dinov2Model
 
 from eval.features.dinov2 import PREPARATION, Dinov2Features, load_dinov2, positions, random_dinov2
 from models.files.text import sha256_of_file
+from tests.peers import timm, transformers
 
 SMALL = "vit_small_patch14_dinov2"
 
@@ -77,11 +76,11 @@ def transformers_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def peer(state: dict[str, Tensor], size: int) -> Dinov2Model:
-    config = Dinov2Config(
+def peer(state: dict[str, Tensor], size: int) -> Any:
+    config = transformers.Dinov2Config(
         hidden_size=384, num_hidden_layers=12, num_attention_heads=6, image_size=size, patch_size=14
     )
-    model = Dinov2Model(config).eval()
+    model = transformers.Dinov2Model(config).eval()
     model.load_state_dict(transformers_keys(state))
     return model
 
@@ -125,7 +124,7 @@ def test_peers_read_positions_elsewhere(small: Dinov2Features, state: dict[str, 
     Meta's, and so do features."""
     embedding = state["pos_embed"]
     ours = positions(embedding)
-    timms = resample_abs_pos_embed(embedding, [16, 16])
+    timms = timm.layers.resample_abs_pos_embed(embedding, [16, 16])
     plain = (
         F.interpolate(embedding[:, 1:].unflatten(1, (37, 37)).movedim(-1, 1), (16, 16), mode="bicubic")
         .flatten(2)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
 
 from eval.metrics import frechet
 from eval.metrics.frechet import Reference, frechet_distance, frechet_infinity
 from eval.metrics.moments import GroupedMoments, Moments
-from tests.eval.test_metrics import F64, exact, normal, peer_scipy
+from tests.eval.test_metrics import F64, exact, normal, peer_scipy, peer_torchmetrics
+from tests.peers import torchmetrics
 
 WIDE = 300  # more than one block of the product
 
@@ -117,7 +117,10 @@ def test_torchmetrics_is_off_far_from_zero(n: int) -> None:
     """
     x, y = (10 + 0.01 * normal(0, n, 200)).float(), (10.001 + 0.012 * normal(1, n, 200)).float()
     truth = from_data(x, y)
-    default, low = (FrechetInceptionDistance(nn.Identity(), input_img_size=(200,)) for _ in range(2))
+    default, low = (
+        torchmetrics.image.fid.FrechetInceptionDistance(nn.Identity(), input_img_size=(200,))
+        for _ in range(2)
+    )
     for metric, bound in ((default, 1e-8), (low.set_dtype(torch.float32), 0.1)):
         for features, real in ((x, True), (y, False)):
             metric.update(features, real=real)
@@ -132,8 +135,8 @@ def test_peers_are_off_below_full_rank() -> None:
     """
     x, y = normal(0, 40, 200), normal(1, 60, 200)
     truth = from_data(x, y)
-    scipys, torchmetrics = peer_scipy(x, y), float(_compute_fid(x.mean(0), x.T.cov(), y.mean(0), y.T.cov()))
-    assert min(abs(scipys - truth), abs(torchmetrics - truth)) > 1e-8 * truth
+    scipys, theirs = peer_scipy(x, y), peer_torchmetrics(x, y)
+    assert min(abs(scipys - truth), abs(theirs - truth)) > 1e-8 * truth
     assert abs(frechet_distance(Moments.of(x), Moments.of(y)) - truth) < 1e-10 * truth
 
 

@@ -9,13 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import pytorch_fid.inception
 import torch
 import torch.nn.functional as F
-from pytorch_fid.inception import InceptionV3 as PytorchFid
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from eval.features.inception import Inception, assembled, load_inception, published_shapes, random_inception
 from eval.features.inception_weights import FROM_TORCHSCRIPT, PUBLISHED, from_torchscript, random_state
@@ -24,6 +20,7 @@ from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
 from models.files.text import sha256_of_file
 from tests.eval.photographs import photographs
+from tests.peers import pytorch_fid, sklearn, torch_fidelity
 
 NAMES = ("pool", "logits_unbiased")
 
@@ -36,7 +33,7 @@ def crops() -> list[Tensor]:
 
 def digits() -> list[Tensor]:
     """Twelve digits of 8 x 8 pixels, each of which is 8 x 8 pixels here."""
-    grey = torch.from_numpy(load_digits().images[:12] * 15).byte()
+    grey = torch.from_numpy(sklearn.datasets.load_digits().images[:12] * 15).byte()
     return list(grey[:, None].repeat_interleave(8, 2).repeat_interleave(8, 3).expand(-1, 3, -1, -1))
 
 
@@ -69,7 +66,7 @@ def ours(load: Callable[..., Inception]) -> Inception:
 @pytest.fixture(scope="module")
 def fidelity(file: Path) -> Callable[[list[Tensor]], list[Tensor]]:
     """torch-fidelity's pool and logits without bias, of pictures one by one."""
-    network = FeatureExtractorInceptionV3(
+    network = torch_fidelity.feature_extractor_inceptionv3.FeatureExtractorInceptionV3(
         "inception", ["2048", "logits_unbiased", "logits"], feature_extractor_weights_path=str(file)
     )
 
@@ -124,7 +121,7 @@ def test_as_pytorch_fid(
     """Under legacy_pytorch, its means of pictures in [0, 1], resized and normalised by itself, within
     1e-4."""
     monkeypatch.setattr(pytorch_fid.inception, "load_state_dict_from_url", lambda url, progress: state)
-    network = PytorchFid([3]).eval()
+    network = pytorch_fid.inception.InceptionV3([3]).eval()
     pictures = crops()[:3] + digits()[:1]
     expected = torch.cat([network(picture[None].float() / 255)[0].flatten(1) for picture in pictures])
     torch.testing.assert_close(
@@ -138,7 +135,9 @@ def test_spatial_feature_is_the_first_channels_of_mixed_6d(
 ) -> None:
     """The first 7 channels of torch-fidelity's Mixed_6d, places before channels, within 1e-4: with the rest
     of the features and alone."""
-    network = FeatureExtractorInceptionV3("inception", ["768"], feature_extractor_weights_path=str(file))
+    network = torch_fidelity.feature_extractor_inceptionv3.FeatureExtractorInceptionV3(
+        "inception", ["768"], feature_extractor_weights_path=str(file)
+    )
     seen: list[Tensor] = []
     network.Mixed_6d.branch1x1.register_forward_hook(lambda module, given, out: seen.append(out))
     picture = crops()[1]

@@ -8,12 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch_fidelity import metric_isc
-from torchmetrics.image.inception import InceptionScore
 
 from eval.metrics import inception_score as module
 from eval.metrics.inception_score import inception_score, ordered_splits, shuffled_splits
 from tests.eval.test_metrics import normal
+from tests.peers import torch_fidelity, torchmetrics
 
 
 def test_scores_that_are_known() -> None:
@@ -39,7 +38,7 @@ def test_scores_that_are_known() -> None:
 def test_shuffled_splits_are_torch_fidelitys(n: int, splits: int) -> None:
     """The same mean and standard deviation over the same splits, to 1e-10, of float32 logits, too."""
     logits = 3 * normal(0, n, 20, dtype=torch.float32)
-    theirs = metric_isc.isc_features_to_metric(logits, splits, shuffle=True, rng_seed=2020)
+    theirs = torch_fidelity.metric_isc.isc_features_to_metric(logits, splits, shuffle=True, rng_seed=2020)
     found = inception_score(logits, shuffled_splits(n, splits))
     assert found.value == pytest.approx(theirs["inception_score_mean"], rel=1e-10)
     assert found.extra["std"] == pytest.approx(theirs["inception_score_std"], rel=1e-10, abs=1e-12)
@@ -49,7 +48,9 @@ def test_torchmetrics_has_the_same_score_and_another_deviation() -> None:
     """One split: its score, to 1e-10. Of several it draws its own, and takes the deviation with one degree of
     freedom less."""
     logits = 3 * normal(0, 90, 20)
-    metric = InceptionScore(torch.nn.Identity(), splits=1).set_dtype(torch.float64)
+    metric = torchmetrics.image.inception.InceptionScore(torch.nn.Identity(), splits=1).set_dtype(
+        torch.float64
+    )
     metric.update(logits)
     assert inception_score(logits, shuffled_splits(90, 1)).value == pytest.approx(
         float(metric.compute()[0]), rel=1e-10

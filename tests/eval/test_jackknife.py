@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import pytest
-import scipy.stats
 import torch
 
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.jackknife import jackknife, student_quantile
 from eval.metrics.moments import GroupedMoments, Moments
 from tests.eval.test_metrics import F64, exact, normal
+from tests.peers import scipy
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 15, 16, 99, 1000])

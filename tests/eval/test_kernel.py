@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch_fidelity import metric_kid
-from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
 
 from eval.metrics import kernel
 from eval.metrics.kernel import gaussian_distance, kernel_distance, subset_kernel_distance
 from tests.eval.test_metrics import classes, normal
+from tests.peers import torch_fidelity, torchmetrics
 
 
 @pytest.mark.parametrize("rows", [1, 7, 60])
@@ -35,7 +34,7 @@ def test_blocks_change_nothing(rows: int, monkeypatch: pytest.MonkeyPatch) -> No
 def test_subsets_are_torch_fidelitys(sizes: tuple[int, int]) -> None:
     """Mean and standard deviation over 20 subsets of 50, from the same numbers for a seed: to 1e-10."""
     x, y = normal(0, sizes[0], 16), 0.2 + normal(1, sizes[1], 16)
-    theirs = metric_kid.kid_features_to_metric(
+    theirs = torch_fidelity.metric_kid.kid_features_to_metric(
         x, y, kid_subsets=20, kid_subset_size=50, rng_seed=2020, verbose=False, kid_kernel="poly"
     )
     found = subset_kernel_distance(x, y, 20, 50)
@@ -47,7 +46,9 @@ def test_subsets_are_torch_fidelitys(sizes: tuple[int, int]) -> None:
 def test_a_subset_is_torchmetrics_polynomial_mmd() -> None:
     """One subset of all samples, to 1e-10; and the unbiased distance on all pairs is the same."""
     x, y = normal(0, 60, 16), 0.2 + normal(1, 60, 16)
-    expected = float(maximum_mean_discrepancy(poly_kernel(x, x), poly_kernel(x, y), poly_kernel(y, y)))
+    kid = torchmetrics.image.kid
+    kernels = (kid.poly_kernel(a, b) for a, b in ((x, x), (x, y), (y, y)))
+    expected = float(kid.maximum_mean_discrepancy(*kernels))
     found = subset_kernel_distance(x, y, 1, 60)
     assert found == pytest.approx((expected, 0), rel=1e-10)
     assert kernel_distance(x, y).value == pytest.approx(expected, rel=1e-10)
@@ -59,10 +60,12 @@ def test_torch_fidelity_loses_float32_features() -> None:
     """
     x, y = (0.4 + 0.4 * normal(0, 300, 256)).abs().float(), (0.4 + 0.4 * normal(1, 300, 256)).abs().float()
     settings = dict(kid_subsets=5, kid_subset_size=200, rng_seed=2020, verbose=False, kid_kernel="poly")
-    truth = metric_kid.kid_features_to_metric(x.double(), y.double(), **settings)[
+    truth = torch_fidelity.metric_kid.kid_features_to_metric(x.double(), y.double(), **settings)[
         "kernel_inception_distance_mean"
     ]
-    theirs = metric_kid.kid_features_to_metric(x, y, **settings)["kernel_inception_distance_mean"]
+    theirs = torch_fidelity.metric_kid.kid_features_to_metric(x, y, **settings)[
+        "kernel_inception_distance_mean"
+    ]
     assert abs(theirs - truth) > 1e-5 * abs(truth)
     assert subset_kernel_distance(x, y, 5, 200).value == pytest.approx(truth, rel=1e-10)
 

@@ -3,16 +3,15 @@ included."""
 
 from __future__ import annotations
 
-import prdc
 import pytest
 import torch
 from torch import Tensor
-from torch_fidelity import metric_prc
 
 from eval.metrics import distances, manifold
 from eval.metrics.distances import nearest, nearest_others, squared_distances
 from eval.metrics.manifold import density_coverage, precision_recall
 from tests.eval.test_metrics import F64, normal
+from tests.peers import prdc, torch_fidelity
 
 
 def brute_force(x: Tensor, y: Tensor, k: int) -> tuple[float, float, float, float]:
@@ -71,7 +70,7 @@ def test_counts_are_exact(case: str, k: int, monkeypatch: pytest.MonkeyPatch) ->
 def test_torch_fidelity_counts_the_same() -> None:
     """Precision and recall with 3 neighbours: its figures, which it keeps in float32."""
     x, y = CASES["normal"]
-    theirs = metric_prc.prc_features_to_metric(
+    theirs = torch_fidelity.metric_prc.prc_features_to_metric(
         x, y, prc_neighborhood=3, prc_batch_size=50, save_cpu_ram=False, verbose=False
     )
     assert tuple(precision_recall(x, y)) == pytest.approx((theirs["precision"], theirs["recall"]), abs=1e-7)
@@ -93,7 +92,7 @@ def test_torch_fidelity_miscounts_far_from_zero() -> None:
     the samples on the wrong side of a border; ours are counted as by brute force.
     """
     x, y = (10.001 + 0.01 * normal(0, 200, 32)).float(), (10 + 0.01 * normal(1, 200, 32)).float()
-    theirs = metric_prc.prc_features_to_metric(
+    theirs = torch_fidelity.metric_prc.prc_features_to_metric(
         x, y, prc_neighborhood=3, prc_batch_size=50, save_cpu_ram=False, verbose=False
     )
     truth = brute_force(x.double(), y.double(), 3)

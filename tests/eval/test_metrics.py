@@ -8,14 +8,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import scipy.linalg
 import torch
 from torch import Tensor
-from torch_fidelity import metric_fid, metric_kid
-from torchmetrics.image.fid import _compute_fid
-from torchmetrics.image.kid import maximum_mean_discrepancy, poly_kernel
 
 from eval import Moments, frechet_distance, kernel_distance, nearest_distance
+from tests.peers import scipy, torch_fidelity, torchmetrics
 
 F64 = torch.float64
 
@@ -121,12 +118,14 @@ def peer_scipy(x: Tensor, y: Tensor) -> float:
 
 
 def peer_torch_fidelity(x: Tensor, y: Tensor) -> float:
-    statistics = [metric_fid.fid_features_to_statistics(z) for z in (x, y)]
-    return float(metric_fid.fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"])
+    statistics = [torch_fidelity.metric_fid.fid_features_to_statistics(z) for z in (x, y)]
+    return float(
+        torch_fidelity.metric_fid.fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+    )
 
 
 def peer_torchmetrics(x: Tensor, y: Tensor) -> float:
-    return float(_compute_fid(x.mean(0), x.T.cov(), y.mean(0), y.T.cov()))
+    return float(torchmetrics.image.fid._compute_fid(x.mean(0), x.T.cov(), y.mean(0), y.T.cov()))
 
 
 @pytest.mark.parametrize("peer", [peer_scipy, peer_torch_fidelity, peer_torchmetrics])
@@ -174,14 +173,16 @@ def brute_force(x: Tensor, y: Tensor) -> float:
 
 def peer_torch_fidelity_kid(x: Tensor, y: Tensor) -> float:
     return float(
-        metric_kid.kernel_mmd(
+        torch_fidelity.metric_kid.kernel_mmd(
             x.numpy(), y.numpy(), kid_kernel="poly", kid_kernel_poly_degree=3, kid_kernel_poly_coef0=1
         )
     )
 
 
 def peer_torchmetrics_kid(x: Tensor, y: Tensor) -> float:
-    return float(maximum_mean_discrepancy(poly_kernel(x, x), poly_kernel(x, y), poly_kernel(y, y)))
+    kid = torchmetrics.image.kid
+    kernels = (kid.poly_kernel(a, b) for a, b in ((x, x), (x, y), (y, y)))
+    return float(kid.maximum_mean_discrepancy(*kernels))
 
 
 @pytest.mark.parametrize("sizes", [(3, 3), (20, 20), (25, 8)], ids=str)

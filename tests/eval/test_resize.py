@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cleanfid.resize import build_resizer
 from torch import Tensor
-from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from eval.features.protocols import PROTOCOLS, Protocol
 from eval.features.resize import RESIZES, SIZE, clean, legacy_pytorch, resized, tensorflow1
 from tests.eval.photographs import photographs
+from tests.peers import cleanfid, torch_fidelity
 
 ASTRONAUT, COFFEE, CHELSEA = photographs().values()
 PICTURES = {
@@ -29,7 +28,7 @@ PICTURES = {
 def test_as_clean_fid(mode: str, name: str) -> None:
     """Within 0.0014 of 255 of clean-fid's own resizers, on photographs, up and down: its clean one, and the
     one it has for pytorch-fid."""
-    expected = build_resizer(mode)(np.ascontiguousarray(PICTURES[name].permute(1, 2, 0)))
+    expected = cleanfid.resize.build_resizer(mode)(np.ascontiguousarray(PICTURES[name].permute(1, 2, 0)))
     out = RESIZES[mode](PICTURES[name][None])[0].permute(1, 2, 0)
     assert out.dtype == torch.float32
     assert np.abs(out.numpy() - expected).max() < 0.0014
@@ -39,7 +38,7 @@ def test_as_clean_fid(mode: str, name: str) -> None:
 def test_as_torch_fidelity(name: str) -> None:
     """Within 1e-4 of 255 of torch-fidelity's emulation of TensorFlow 1, which is exact."""
     picture = PICTURES[name][None]
-    expected = interpolate_bilinear_2d_like_tensorflow1x(
+    expected = torch_fidelity.interpolate_compat_tensorflow.interpolate_bilinear_2d_like_tensorflow1x(
         picture.float(), size=(SIZE, SIZE), align_corners=False
     )
     torch.testing.assert_close(tensorflow1(picture), expected, rtol=0, atol=1e-4)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -44,6 +43,7 @@ from samplers.run import run as draw
 from tests.eval import small_inception
 from tests.eval.photographs import photographs
 from tests.eval.test_clip_features import CONFIG
+from tests.peers import open_clip
 from tests.samplers.test_run import saved
 from train.data.folder import FolderPictures
 from train.data.source import Source, Unreadable

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import scipy.stats
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from eval.metrics.accuracy import label_accuracy, share
 from eval.metrics.neighbours import memorised, nearest_distance
 from tests.eval.test_metrics import normal
+from tests.peers import scipy
 
 
 @pytest.mark.parametrize(("met", "n"), [(0, 10), (3, 10), (10, 10), (49000, 50000), (1, 1)])

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pytorch_fid.fid_score import calculate_frechet_distance
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -22,6 +21,7 @@ from eval.features.extractor import Identity
 from eval.metrics.frechet import frechet_distance
 from eval.metrics.moments import Moments
 from eval.statistics_file import Statistics, check_identity, check_width, read_statistics, write_statistics
+from tests.peers import pytorch_fid
 
 IDENTITY = Identity("inception", "3a" * 32, "299x299, bilinear, [-1, 1]")
 
@@ -54,7 +54,8 @@ def test_files_of_pytorch_fid_are_read(save: Callable[..., None], tmp_path: Path
     mine = frechet_distance(both[0].moments["pool"], both[1].moments["pool"])
     with np.load(tmp_path / "0.npz") as a, np.load(tmp_path / "1.npz") as b:
         assert mine == pytest.approx(
-            calculate_frechet_distance(a["mu"], a["sigma"], b["mu"], b["sigma"]), rel=1e-6
+            pytorch_fid.fid_score.calculate_frechet_distance(a["mu"], a["sigma"], b["mu"], b["sigma"]),
+            rel=1e-6,
         )
     assert both[0].sha256 != both[1].sha256
 
