@@ -43,7 +43,7 @@ check: $(SETUP)        ## what notices most mistakes: the mathematics, solvers, 
 test: $(SETUP)         ## the whole test suite: two files side by side, on half of the cores each
 	OMP_NUM_THREADS=$(HALF) $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
-test-slow: $(SETUP)    ## the tests at full published size, one after the other: minutes, and 16 GB of memory
+test-slow: $(SETUP)    ## at full published size, and whole products of parameters, one after the other: minutes, and 16 GB of memory
 	$(BIN)/python -m pytest -m "slow or bench"
 
 wheel-test: $(SETUP)   ## build a wheel, install it into an environment of its own, and train, sample and score with it; no downloads

@@ -49,6 +49,7 @@ SHORTER = {
         "899], 40": "899], 2",
         "n, draws = 300, 200": "n, draws = 300, 4",
         "step in range(200)": "step in range(4)",
+        "features(resized_pictures, ": "features(resized_pictures[:3], ",
     },
 }
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from eval.metrics.accuracy import label_accuracy, share
 from eval.metrics.neighbours import memorised, nearest_distance
 from tests.eval.test_metrics import normal
-from tests.peers import scipy
+from tests.peers import scipy, torchmetrics
 
 
 @pytest.mark.parametrize(("met", "n"), [(0, 10), (3, 10), (10, 10), (49000, 50000), (1, 1)])
@@ -25,7 +24,9 @@ def test_the_interval_is_wilsons(met: int, n: int) -> None:
 def test_accuracy_is_that_of_torchmetrics() -> None:
     """Ties included: the first of several highest logits counts."""
     logits, labels = normal(0, 700, 12).round(), torch.arange(700) % 12
-    theirs = multiclass_accuracy(logits, labels, num_classes=12, average="micro")
+    theirs = torchmetrics.functional.classification.multiclass_accuracy(
+        logits, labels, num_classes=12, average="micro"
+    )
     assert label_accuracy(logits, labels) == share(round(float(theirs) * 700), 700)
     assert int((logits == logits.amax(1, keepdim=True)).sum()) > 800
 
