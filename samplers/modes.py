@@ -59,7 +59,7 @@ class Batch:
 def draw_config(config: Mapping[str, Any]) -> tuple[Outcome, str]:
     """Draws from a configuration; the results, and how a redrawn image compares with the old one, or ""."""
     trust(config)
-    values = drop_nulls(config)
+    values = text_to_image.split_strengths(drop_nulls(config))
     if "from" in values:
         return _redraw(Path(values.pop("from")), values)
     chosen = [key for key in MODES if key in values]

@@ -20,8 +20,9 @@ from torch import Tensor
 import models
 from diffusion.outside import trust
 from diffusion.settings import of_kind, recorded, setting
-from diffusion.spec import check_at_least_one, check_call, check_names, make_params
+from diffusion.spec import check_at_least_one, check_call, check_names, check_type, make_params
 from models import PUBLISHED, Model
+from models.adapters import sha256_of_adapters
 from models.device import find_device
 from models.files.text import sha256_of_file
 from samplers.generate import HANDOVER, generate, image_size, preview
@@ -107,6 +108,19 @@ class TextToImageParams(DrawParams):
     dtype: str | dict[str, str] | None = setting(
         None, "fp32, bf16, fp16, or by part {backbone: bf16, vae: fp32}; null: as in the files"
     )
+    adapters: str | tuple[str, ...] | None = setting(
+        None,
+        "LoRA and its kin, each with its strength, or 1: [style.safetensors:0.7,lcm.safetensors]",
+        kind="weights",
+    )
+    strengths: tuple[float, ...] | None = setting(
+        None, "of the adapters, as pictures record them; adapters=[FILE:0.7,...] sets both"
+    )
+    apart: bool = setting(
+        False,
+        "true: adapters stay apart from the weights, as packed ones and memory=... need",
+        kind="rounding",
+    )
     refiner: str | tuple[str, ...] | None = setting(
         None, "weights of a second model for the last steps (SDXL's refiner)", kind="weights"
     )
@@ -129,6 +143,11 @@ class TextToImageParams(DrawParams):
         check_at_least_one(self, "preview")
         if self.handover is not None and self.refiner is None:
             raise ValueError("handover is for a refiner: give refiner=FILE too, or leave it out")
+        adapters = _paths(self.adapters)
+        if len(set(adapters)) < len(adapters):
+            raise ValueError(f"adapters names a file twice ({', '.join(adapters)}): give it once")
+        if self.strengths and len(self.strengths) != len(adapters):
+            raise ValueError("each adapter has one strength: adapters=[FILE:0.7,FILE:1]")
         check_names("part of a model", dtypes(self), PARTS)
         check_names("dtype", dtypes(self).values(), DTYPES)
 
@@ -146,13 +165,25 @@ class TextToImageParams(DrawParams):
         return Path("samples") / f"{words}-{digest[:8]}" if self.out is None else Path(self.out)
 
 
+def split_strengths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """adapters=[style.safetensors:0.7] as adapters and strengths: files may move, strengths change images."""
+    given = config.get("adapters")
+    if not given or config.get("strengths"):
+        return dict(config)
+    check_type("adapters", given, str | list[str])
+    each_given = [given] if isinstance(given, str) else given
+    pairs = [re.fullmatch(r"(.*?)(?::([+-]?\d+\.?\d*))?", each, re.DOTALL) for each in each_given]
+    found = [(pair[1], float(pair[2] or 1)) for pair in pairs if pair]
+    return {**config, "adapters": [path for path, _ in found], "strengths": [value for _, value in found]}
+
+
 def text_to_image(config: Mapping[str, Any]) -> Path:
     """Draws from a configuration (`plain-diffusion samplers --help`); returns the folder (`fill_folder`).
 
     Images are named by seed. ValueError if the folder holds images of other settings.
     """
     trust(config)
-    return draw(make_params("", TextToImageParams, drop_nulls(config))).out
+    return draw(make_params("", TextToImageParams, split_strengths(drop_nulls(config)))).out
 
 
 def draw(params: TextToImageParams, only: int | None = None) -> Outcome:
@@ -161,6 +192,10 @@ def draw(params: TextToImageParams, only: int | None = None) -> Outcome:
     refiner = None if params.refiner is None else load_model(params, "refiner")
     image, mask = _pictures(params, model)
     params = with_defaults(params, model, refiner, image)
+    if params.adapters:
+        model = models.adapted(
+            model, dict(zip(params.adapters, params.strengths or (), strict=True)), apart=params.apart
+        )
     out = params.folder if only is None or params.out else sibling_folder(params.folder)
     check_folder(out, params.shared)
     for part, name in dtypes(params).items():
@@ -266,6 +301,9 @@ def with_defaults(
     }
     sha256 = {name: sha256_of_file(path) for name, path in files.items()} | {"weights": model.fingerprint}
     sha256 |= {} if refiner is None else {"refiner": refiner.fingerprint}
+    adapters = tuple(_paths(params.adapters))
+    if adapters:
+        sha256["adapters"] = sha256_of_adapters(adapters)
     for name in params.sha256:
         check_sha256(name, ", ".join(_paths(getattr(params, name))), sha256, params.sha256)
     return replace(
@@ -275,6 +313,7 @@ def with_defaults(
         guidance=how.guidance, numbers={**numbers, **params.numbers}, strength=strength,
         image_guidance=image_guidance, device=str(find_device(params.device)),
         handover=HANDOVER if refiner is not None and params.handover is None else params.handover,
+        adapters=adapters or None, strengths=params.strengths or (1.0,) * len(adapters) or None,
     )  # fmt: skip
 
 

@@ -3,10 +3,11 @@ published weight (`place`), and the leaves say how it changes (`delta`)."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from models.families import ARCHITECTURES, FAMILIES
 from models.files.blank import Blank
 from models.files.stored import Stored, TensorFile
 from models.files.tensors import open_tensors
-from models.files.text import read_json
+from models.files.text import read_json, sha256_of_file
 from models.layers.finite import is_finite
 from models.model import Model
 
@@ -115,6 +116,16 @@ def load_adapter(path: str | Path, model: Model, *, strict: bool = True) -> Adap
         raise ValueError(_misfit(file, groups, unknown, len(groups) + len(foreign), model))
     notes = (f"left out: {len(unknown)} that the model does not have ({unknown[0]}, ...)",) if unknown else ()
     return Adapter(path, deltas, notes, file.metadata)
+
+
+def sha256_of_adapters(paths: Iterable[str | Path]) -> str:
+    """One hash of what files, or PEFT's folders, hold, in this order."""
+    files = [
+        file
+        for path in map(Path, paths)
+        for file in ([path / CONFIG, path / WEIGHTS] if path.is_dir() else [path])
+    ]
+    return hashlib.sha256("".join(map(sha256_of_file, files)).encode()).hexdigest()
 
 
 def _open(path: Path) -> tuple[TensorFile, Mapping[str, Any]]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
 from torch import nn
 
 import models
@@ -151,7 +152,8 @@ def test_an_image_says_what_it_was_drawn_with(files: Path) -> None:
             "score": 6}, "seed": 1,
         "sampler": "dpmpp_2m", "steps": 8, "grid": {"spacing": "karras"}, "guidance": 7.0,
         "guide": {"interval": [0.1, 0.9]},
-        "tile": 8, "clip_skip": 1, "device": "cpu", "compile": False, "batch": {"seed": 0, "n": 2},
+        "tile": 8, "clip_skip": 1, "device": "cpu", "apart": False,
+        "compile": False, "batch": {"seed": 0, "n": 2},
     }  # fmt: skip
     for name, file in (("weights", "sdxl"), ("refiner", "refiner")):
         assert sha256[name] == models.load(files / f"{file}.safetensors").fingerprint
@@ -344,6 +346,37 @@ def test_the_same_to_the_last_bit(settings: dict[str, Any], files: Path) -> None
     old.pop("provenance"), new.pop("provenance")
     assert new == old
     assert sorted(path.name for path in there.iterdir()) == ["images", "samples.json"]
+
+
+def test_adapters_are_recorded_with_their_strengths(files: Path, tmp_path: Path) -> None:
+    """On the command line FILE:STRENGTH; a picture repeats with the same files, wherever they lie."""
+    stem = "lora_unet_mid_block_attentions_0_proj_in"
+    for name in ("a", "b"):
+        down, up = torch.randn(2, 64, 1, 1), torch.randn(64, 2, 1, 1)
+        lora = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
+        save_file(lora, tmp_path / f"{name}.safetensors")
+    given = [f"weights={files}/sd1.safetensors", "prompt=a cat", "adapters=[a.safetensors:0.7,b.safetensors]"]
+    small = ["progress=false", "height=32", "width=64", "steps=2"]
+    (_, images), _ = draw_config(compose("samplers", [*given, *small]))
+    about = read_settings(images[0])
+    paths = [str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")]
+    assert (about["adapters"], about["strengths"]) == (paths, [0.7, 1.0])
+    model = models.load(files / "sd1.safetensors")
+    strengths = dict(zip(paths, (0.7, 1.0), strict=True))
+    exact = generate(models.adapted(model, strengths), "a cat", seeds=[0], steps=2, height=32, width=64)
+    assert float((read_image(images[0]) - exact).abs().max()) <= 0.51 / 255
+    assert again(images[0])[1].endswith("to the last bit")
+    (tmp_path / "a.safetensors").rename(tmp_path / "moved.safetensors")
+    with pytest.raises(FileNotFoundError, match="adapters"):
+        again(images[0])
+    moved = ["moved.safetensors:0.7", "b.safetensors"]
+    assert again(images[0], adapters=moved)[1].endswith("to the last bit")
+    (_, (weaker,)), said = again(images[0], adapters=["moved.safetensors:0.5", "b.safetensors"])
+    assert (said, read_settings(weaker)["strengths"]) == ("", [0.5, 1.0])
+    assert pixels(weaker) != pixels(images[0])
+    for wrong, message in {"b.safetensors": "has changed", "moved.safetensors": "twice"}.items():
+        with pytest.raises(ValueError, match=message):
+            again(images[0], adapters=[wrong, "moved.safetensors:0.7"])
 
 
 def test_with_something_changed(files: Path) -> None:
