@@ -46,6 +46,7 @@ SHORTER = {
         "range(1000, 3000)": "range(1000, 1500)",
     },
     "07_what_fid_sees": {
+        "train_classifier(training)": "train_classifier(training, epochs=2)",
         "899], 40": "899], 2",
         "n, draws = 300, 200": "n, draws = 300, 4",
         "step in range(200)": "step in range(4)",
