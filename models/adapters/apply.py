@@ -121,18 +121,16 @@ def _factors(place: Place, delta: LowRank) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _merged(weight: Tensor, changes: list[Change]) -> Tensor:
-    """A copy of a weight with all changes of its rows, whose others stay as they are, bit for bit."""
-    out, wide = weight.clone(), torch.promote_types(weight.dtype, torch.float32)
-    total: dict[tuple[int, int], Tensor] = {}
+    """A copy of a weight with all changes of its rows; the other rows stay as they are, bit for bit."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    first, end = min(place.rows[0] for place, *_ in changes), max(place.rows[1] for place, *_ in changes)
+    total = torch.zeros_like(weight[first:end], dtype=wide)
     for place, delta, strength in changes:
-        base = place.published(weight.to(wide))
-        change = place.ours(delta.difference(base)).mul(strength).view(weight[slice(*place.rows)].shape)
-        total[place.rows] = total[place.rows] + change if place.rows in total else change
-    sums = torch.zeros(weight.shape, dtype=wide, device=weight.device)
-    for (start, stop), change in total.items():
-        sums[start:stop] += change
-    for start, stop in total:
-        out[start:stop] = (weight[start:stop].to(wide) + sums[start:stop]).to(weight.dtype)
+        change = place.ours(delta.difference(place.published(weight).to(wide)))
+        rows = total[place.rows[0] - first : place.rows[1] - first]
+        rows.add_(change.mul(strength).view(rows.shape))  # not in one: two adapters add up in any order
+    out = weight.clone()
+    out[first:end] = total.add_(weight[first:end]).to(weight.dtype)
     return out
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diffusion.messages import brief
+from diffusion.spec import check_type
 from models.adapters.delta import Added, Delta, Hadamard, Kronecker, LowRank, Magnitude, Replaced, Scaled
 from models.adapters.place import Module, Place, backbone_places, places
 from models.families import ARCHITECTURES, FAMILIES
@@ -138,7 +139,7 @@ def _open(path: Path) -> tuple[TensorFile, Mapping[str, Any]]:
             raise ValueError(
                 f"{path / CONFIG} says peft_type {brief(kind)}, of which only LORA is known here"
             )
-        return open_tensors(path / WEIGHTS), {"": config}
+        return open_tensors(path / WEIGHTS), {"": _checked(path / CONFIG, config)}
     file = open_tensors(path)
     text = file.metadata.get("lora_adapter_metadata")  # diffusers writes PEFT's configuration there
     try:
@@ -149,7 +150,21 @@ def _open(path: Path) -> tuple[TensorFile, Mapping[str, Any]]:
     for key, value in flat.items() if isinstance(flat, dict) else ():
         part, _, name = str(key).partition(".")
         configs.setdefault(f"{part}.", {})[name] = value
-    return file, configs
+    return file, {part: _checked(path, config) for part, config in configs.items()}
+
+
+def _checked(path: Path, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """PEFT's settings that say how strong a LoRA is. ValueError where they cannot be."""
+    kinds = {"lora_alpha": float, "use_rslora": bool, "alpha_pattern": dict[str, float]}
+    found = {name: config[name] for name in kinds if config.get(name) is not None}
+    try:
+        for name, value in found.items():
+            check_type(name, value, kinds[name])
+        for pattern in found.get("alpha_pattern", ()):
+            re.compile(pattern)
+    except (ValueError, re.error) as error:
+        raise ValueError(f"{path} is damaged: its configuration cannot be read ({error})") from None
+    return found
 
 
 def _groups(file: TensorFile) -> tuple[dict[str, Group], list[Stored]]:
@@ -275,7 +290,7 @@ def _scale(t: Mapping[str, Tensor], stem: str, group: Group, configs: Mapping[st
     for prefix, config in configs.items():
         if stem.startswith(prefix):
             name = stem.removeprefix(prefix).removeprefix("base_model.model.")
-            alphas = config.get("alpha_pattern") or {}
+            alphas = config.get("alpha_pattern", {})
             alpha = next(
                 (a for key, a in alphas.items() if re.match(rf"(.*\.)?({key})$", name)),
                 config.get("lora_alpha", rank),

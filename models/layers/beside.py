@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def put_beside(layer: nn.Module, factors: Factors, owner: nn.Module, name: str) 
     """
     layer.__class__ = _beside_class(type(layer))  # type: ignore[arg-type]  # modules are hashable
     if owner is layer:
-        layer.beside = factors
+        layer.beside = factors.to(next(chain(layer.parameters(), layer.buffers())).device)
     else:
         owner.add_module(name, factors)
         layer.__dict__["beside"] = factors  # used here, and moved and counted where it is held

@@ -520,9 +520,15 @@ def test_folders_of_peft(tmp_path: Path) -> None:
     close(adapted(model, {tmp_path / "adapter": 1.0}).state_dict(), merged)
     alone = adapted(model, {tmp_path / "adapter" / "adapter_model.safetensors": 1.0}).state_dict()
     assert any(not torch.allclose(alone[name], merged[name], atol=1e-4) for name in merged)
-    (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "VERA"}')
-    with pytest.raises(ValueError, match="peft_type 'VERA'"):
-        adapted(model, {tmp_path / "adapter": 1.0})
+    for config, message in {
+        '{"peft_type": "VERA"}': "peft_type 'VERA'",
+        '{"lora_alpha": "strong"}': "lora_alpha must be a number",
+        '{"alpha_pattern": {"(": 1}}': "cannot be read",
+        '{"alpha_pattern": [1]}': "alpha_pattern must be",
+    }.items():
+        (tmp_path / "adapter" / "adapter_config.json").write_text(config)
+        with pytest.raises(ValueError, match=message):
+            adapted(model, {tmp_path / "adapter": 1.0})
 
 
 def test_names_of_old_diffusers_and_its_metadata(base: Base, tmp_path: Path) -> None:
