@@ -144,7 +144,9 @@ def command_line(
         overrides = [argument for argument in arguments if "=" in argument]
         topics = [argument for argument in arguments if argument not in ("--help", "-h")]
         if overrides and topics != arguments:
-            print(experiment_page(program, _unresolved(program, _in_grammar(program, overrides))), flush=True)
+            chosen = dict(override.split("=", 1) for override in overrides).get("experiment", "")
+            config = _unresolved(program, _in_grammar(program, overrides))
+            print(experiment_page(program, chosen, config), flush=True)
             return
         if topics != arguments:
             print(help_page(program, topics), flush=True)

@@ -37,6 +37,7 @@ class Program:
     """One program.
 
     usage       how to call it, for the top of its --help
+    sweep       settings that -m runs in every combination, as an example
     output      the setting that names the folder or file of its results
     settings    all at the top; those of `experiment` if there is one
     texts       these and those within its mappings, to find the ones that are text
@@ -45,6 +46,7 @@ class Program:
     """
 
     usage: str
+    sweep: str
     output: str
     settings: Callable[[], tuple[Setting, ...]]
     texts: Callable[[], tuple[Setting, ...]]
@@ -162,6 +164,7 @@ Train a diffusion model.
 plain-diffusion train experiment=digits_unet [train.steps=2000 ...]         from scratch, or distilled
 plain-diffusion train experiment=finetune weights=FILE data=FOLDER [...]    from a published model
 plain-diffusion train experiment=folder/mine.yaml [...]                     by your own experiment""",
+        "train.seed=0,1 train.ema=0.99,0.999",
         "run",
         _train,
         _training_texts,
@@ -176,6 +179,7 @@ plain-diffusion samplers weights=sdxl.safetensors prompt="a corgi" [n=4 ...]    
 plain-diffusion samplers from=PICTURE.png [steps=40 ...]                                a picture again
 
 null stands for the model's default, or for what its comment says.""",
+        "seed=0,9 'prompt=choice(a cat,a dog)'",
         "out",
         _samplers,
         _samplers,
@@ -187,6 +191,7 @@ Score pictures, or run another experiment.
 
 plain-diffusion eval samples=FOLDER reference=FOLDER metric=[fid,kid]    scores pictures
 plain-diffusion eval experiment=NAME [...]                               others: see --help experiment""",
+        "samples=runs/a,runs/b protocol=clean,adm",
         "out",
         _scoring,
         _scoring_texts,
@@ -201,20 +206,26 @@ def help_page(program: str, topics: Sequence[str]) -> str:
     if topics:
         return "\n\n".join(_topic(program, topic) for topic in topics)
     own = PROGRAMS[program]
-    choices = "Choices: --help NAME, for NAME in " + ", ".join(("experiment", *own.choices()))
-    flags = "\n".join(f"{name:<24}{text}" for name, text in FLAGS.items())
+    choices = "Choices: --help NAME, for " + ", ".join(("experiment", *own.choices()))
+    flags = "\n".join(f"{name:<24}{text}" for name, text in FLAGS.items()).format(sweep=own.sweep)
     return "\n\n".join([own.usage, page(own.settings()), choices, flags])
 
 
-def experiment_page(program: str, config: Mapping[str, Any]) -> str:
-    """What --help prints with an experiment: the settings of its program, with its values as defaults."""
+def experiment_page(program: str, experiment: str, config: Mapping[str, Any]) -> str:
+    """What --help prints with an experiment: the settings of its program, with its values as defaults.
+
+    experiment  its name, its file, or "" for settings without an experiment
+    """
     own = {name: value for name, value in config.items() if name != "program"}
     group = subprograms(program).get(config.get("program", ""), PROGRAMS[program].settings())
-    return page(with_values(group, own))
+    paths = (Path(experiment), FOLDER / program / "experiment" / f"{experiment}.yaml")
+    title = next((_first_comment(path) for path in paths if path.is_file()), "")
+    lines = textwrap.wrap(title, LINE - 2, break_on_hyphens=False)
+    return "".join(f"# {line}\n" for line in lines) + "\n" * bool(lines) + page(with_values(group, own))
 
 
 FLAGS = {
-    "-m, --multirun": "run every combination of values: seed=0,9 or 'prompt=choice(a cat,a dog)'",
+    "-m, --multirun": "run every combination of values: {sweep}",
     "--help experiment=NAME": "show the settings of an experiment",
     "--help NAME": "show a setting, and its choices",
     "--cfg job": "show the resolved settings without running",
@@ -227,7 +238,10 @@ def _topic(program: str, topic: str) -> str:
     lines = []
     for name, setting in find(group, topic).items():
         lines.append(page([replace(setting, name=name, about=replace(setting.about, heading=""))]))
-    lines += [describe(name, entry) for name, entry in tables.get(topic, {}).items()]
+    names: dict[int, str] = {}
+    for name, entry in tables.get(topic, {}).items():
+        first = names.setdefault(id(entry), name)
+        lines.append(describe(name, entry if first == name else f"The same as {first}."))
     if topic in BY_NAME + BY_DESCRIPTION:
         how = "by this name" if topic in BY_NAME else "as {name: package.module:name, and its settings}"
         lines.append(f"  {'package.module:name':<20} your own, {how}")
@@ -235,7 +249,7 @@ def _topic(program: str, topic: str) -> str:
         lines.append(page(parts[topic]))
     if topic == "experiment":
         paths = sorted((FOLDER / program / topic).glob("*.yaml"))
-        lines += [f"  {path.stem:<20} {_first_comment(path)}" for path in paths]
+        lines += [describe(path.stem, _first_comment(path)) for path in paths]
         lines.append("  folder/mine.yaml     your own file, which may build on these")
     if not lines:
         names = [each.name for each in group]
@@ -245,7 +259,8 @@ def _topic(program: str, topic: str) -> str:
 
 def _first_comment(path: Path) -> str:
     lines = path.read_text().splitlines()
-    return next((line.lstrip("# ") for line in lines if line.startswith("# ") and "@package" not in line), "")
+    comments = (line.lstrip("# ").rstrip(":") for line in lines if line.startswith("# "))
+    return next((comment for comment in comments if "@package" not in comment), "")
 
 
 def describe(name: str, entry: Any) -> str:
@@ -253,14 +268,14 @@ def describe(name: str, entry: Any) -> str:
     words = _summary(entry) if callable(entry) else str(entry)
     own = [f"{each.name}={as_yaml(each.default)}" for each in _own_parameters(entry)]
     text = " ".join([words, f"[{', '.join(own)}]" if own else ""]).strip()
-    lines = textwrap.wrap(text, LINE - 23, break_on_hyphens=False)
-    return f"  {name:<20} ".rstrip() if not lines else f"  {name:<20} " + ("\n" + " " * 23).join(lines)
+    return f"  {name:<20} " + ("\n" + " " * 23).join(textwrap.wrap(text, LINE - 23, break_on_hyphens=False))
 
 
 def _summary(entry: Any) -> str:
     text = inspect.getdoc(entry)
     if not text and not inspect.signature(entry).parameters:  # a function that makes the described object
-        text = inspect.getdoc(entry())
+        made = entry()
+        text = getattr(made, "title", None) or inspect.getdoc(made)
     return " ".join((text or "").split("\n\n")[0].split())
 
 

@@ -74,12 +74,14 @@ class Prediction:
     coefficients  (a, b) of the network's output a * x0 + b * eps
     input_scale   factor of x_t at the network's input (EDM's c_in); None: 1
     network_time  the network's time input (EDM's c_noise); None: the schedule's own t
+    title         what the output is, in words
     """
 
     name: str
     coefficients: Callable[[Level], tuple[Scalar, Scalar]]
     input_scale: Callable[[Level], Scalar] | None = None
     network_time: Callable[[Level], Scalar] | None = None
+    title: str = ""
 
     def target(self, x0: Tensor, eps: Tensor, level: Level) -> Tensor:
         """What the network should output for a sample made of x0 and eps, same shape."""
@@ -137,10 +139,16 @@ def edm(sigma_data: float = 0.5) -> Prediction:
     return Prediction(name, coefficients, c_in, c_noise)
 
 
-EPS = Prediction("eps", lambda level: (0.0, 1.0))
-X0 = Prediction("x0", lambda level: (1.0, 0.0))
-V = Prediction("v", lambda level: (-level.sigma, level.alpha))
-FLOW = Prediction("flow", lambda level: (-1.0, 1.0))
+EPS = Prediction("eps", lambda level: (0.0, 1.0), title="The noise (Ho et al. 2020).")
+X0 = Prediction("x0", lambda level: (1.0, 0.0), title="The clean sample.")
+V = Prediction(
+    "v",
+    lambda level: (-level.sigma, level.alpha),
+    title="alpha eps - sigma x0 (Salimans & Ho 2022, section 4).",
+)
+FLOW = Prediction(
+    "flow", lambda level: (-1.0, 1.0), title="The velocity eps - x0 (Liu et al. 2022; Lipman et al. 2023)."
+)
 EDM = edm()
 
 PREDICTIONS: dict[str, Callable[..., Prediction]] = {

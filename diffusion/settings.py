@@ -185,11 +185,11 @@ def page(group: Iterable[Setting], indent: str = "") -> str:
     column = 2 + max((len(head) for head in heads if len(head) <= WIDE), default=WIDE)
     for each, head, block in zip(group, heads, blocks, strict=True):
         if each.about.heading:
-            lines += ["", f"# {each.about.heading} ".ljust(LINE, "-")]
+            lines += [""] * bool(lines) + [f"# {each.about.heading} ".ljust(LINE, "-")]
         if len(head) + 2 > column and each.about.comment:
             lines.append(head)
             head = ""
-        for line in textwrap.wrap(each.about.comment, LINE - column - 2) or [""]:
+        for line in textwrap.wrap(each.about.comment, LINE - column - 2, break_on_hyphens=False) or [""]:
             lines.append(f"{head.ljust(column)}# {line}" if line else head)
             head = ""
         if each.inner:

@@ -187,7 +187,7 @@ def _result(
     facts = provenance()
     if any(output.startswith("inception.") for output in evaluation.outputs.values()):
         protocol = PROTOCOLS[params.protocol]
-        facts |= {"protocol": f"{protocol.name}: {protocol.prepared} ({protocol.citation})"}
+        facts |= {"protocol": f"{protocol.name}: {protocol}"}
     remarks = tuple(notes(evaluation, {**parts[0], "samples": samples}, figures))
     new = Result(params.name or default_name(source), dict(figures), about, remarks, settings, facts)
     return new if before is None else _merged(before, new)

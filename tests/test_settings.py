@@ -4,6 +4,7 @@ dataclasses."""
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from configs import _unresolved, command_line, compose
-from configs.programs import PROGRAMS, help_page
+from configs import _unresolved, command_line, compose, compose_sweep
+from configs.programs import PROGRAMS, describe, help_page
 from diffusion.settings import (
     find,
     merged,
@@ -88,9 +89,17 @@ def test_what_derives_from_a_field() -> None:
     ]
 
 
+REQUIRED = {
+    "train": ["run=x", "data=y", "model={}", "objective={}"],
+    "samplers": ["run=x"],
+    "eval": ["metric=[kid]"],
+}
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_each_program_tells_what_can_be_set(program: str) -> None:
-    """Every setting at the top, every table of names, and each entry of it, in lines that fit."""
+    """Every setting at the top, every table of names, and each entry of it in words, in lines that fit; and
+    an example of a sweep that works."""
     of, shown = PROGRAMS[program], help_page(program, [])
     assert shown.startswith(of.usage)
     for each in of.settings():
@@ -99,8 +108,17 @@ def test_each_program_tells_what_can_be_set(program: str) -> None:
     for topic, table in of.choices().items():
         listed = help_page(program, [topic])
         assert all(re.search(rf"^  {re.escape(name)}\b", listed, re.MULTILINE) for name in table), topic
-        assert max(map(len, listed.splitlines())) <= 140
-    assert "folder/mine.yaml" in help_page(program, ["experiment"])
+        described = {id(entry): describe("", entry).strip() for entry in table.values()}
+        assert "" not in described.values()
+        assert len({*described.values()}) == len(described)
+        assert not re.search(r"0x[0-9a-f]{6}|\w\(\w+=", listed), topic
+        assert max(map(len, listed.splitlines())) <= 110
+    assert max(map(len, shown.splitlines())) <= 110
+    assert not re.search(r"\n\n\n|\w-\n", shown)
+    assert len(compose_sweep(program, [*REQUIRED[program], *shlex.split(of.sweep)])) == 4
+    experiments = help_page(program, ["experiment"])
+    assert "folder/mine.yaml" in experiments
+    assert max(map(len, experiments.splitlines())) <= 110
     with pytest.raises(ValueError, match="no setting or choice named 'sampelr'"):
         help_page(program, ["sampelr"])
 
@@ -120,7 +138,7 @@ def test_samplers_are_listed_with_order_and_options() -> None:
 
 def test_defaults_are_those_of_the_dataclass() -> None:
     """Of training all; of drawing null, which is left to the way of drawing."""
-    config = compose("train", ["run=x", "data=y", "model={}", "objective={}"])
+    config = compose("train", REQUIRED["train"])
     assert config["train"] == values(settings(RunSettings))["train"]
     drawing = compose("samplers", ["run=x"])
     assert {value for name, value in drawing.items() if not isinstance(value, dict)} == {"x", None}
@@ -141,23 +159,24 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 @pytest.mark.parametrize(
     ("program", "experiment", "words"),
     [
-        ("train", "digits_unet", "# to fine-tune"),
-        ("eval", "bench_samplers", "# solvers that have a counterpart"),
-        ("eval", "quickstart", "# models whose forward process"),
+        ("train", "digits_unet", ("# A class-conditional UNet", "# to fine-tune")),
+        ("eval", "bench_samplers", ("# What a solver costs", "# solvers that have a counterpart")),
+        ("eval", "quickstart", ("# The report of", "# models whose forward process")),
     ],
 )
 def test_help_of_an_experiment(
     program: str,
     experiment: str,
-    words: str,
+    words: tuple[str, str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The settings of its own program with its values, as YAML, and all comments."""
+    """What it does, and the settings of its own program with its values, as YAML, and all comments."""
     monkeypatch.setattr(sys, "argv", [program, f"experiment={experiment}", "--help"])
     command_line(program, lambda config: 1)
     shown = capsys.readouterr().out
-    assert words in shown
+    assert shown.startswith(words[0])
+    assert words[1] in shown
     written = _unresolved(program, [f"experiment={experiment}"])
     assert yaml.safe_load(shown) == {key: value for key, value in written.items() if key != "program"}
 

@@ -29,6 +29,7 @@ def as_loss_of(other: Prediction) -> Weighting:
         # 0/0 only where neither output depends on x0 (alpha 0) or on eps (sigma 0): both are then the same.
         return torch.where(ratio.isnan(), 1.0, ratio).square()
 
+    weighting.__doc__ = f"The {other.name}-loss, as if the network predicted {other.name}."
     return weighting
 
 

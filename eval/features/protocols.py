@@ -43,6 +43,9 @@ class Protocol:
     citation: str
     splits: Splits = Splits(count=10, shuffle_seed=2020)
 
+    def __str__(self) -> str:
+        return f"{self.prepared} ({self.citation})"
+
     @property
     def prepared(self) -> str:
         """How pictures become the network's input, for an Identity."""

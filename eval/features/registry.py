@@ -52,13 +52,16 @@ class Known:
     """An extractor that can be built.
 
     main    the output that distances compare
-    make    (parameters, protocol, dtype of the network) -> extractor
+    make    (parameters, protocol, dtype of the network) -> extractor; its docstring says which one
     dtypes  that its network computes in, by their names in DTYPES
     """
 
     main: str
     make: Callable[[ExtractorParams, str, torch.dtype], Extractor]
     dtypes: tuple[str, ...] = ("fp32",)
+
+    def __str__(self) -> str:
+        return f"{self.make.__doc__} Distances compare its output {self.main}."
 
 
 def build(name: str, params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
@@ -84,6 +87,7 @@ def _built(name: str, params: str, protocol: str, dtype: torch.dtype) -> Extract
 
 
 def _inception(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    """Inception v3 of the FID, with the resize of the protocol."""
     from eval.features.inception import load_inception, random_inception
 
     if params.inception == RANDOM:
@@ -98,6 +102,7 @@ def _inception(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Ex
 
 
 def _clip(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    """A CLIP model of open_clip's, prepared as it was trained."""
     from eval.features.clip import load_clip, random_clip
 
     tower = params.clip
@@ -107,6 +112,7 @@ def _clip(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extract
 
 
 def _cmmd(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    """CLIP ViT-L/14 at 336 pixels, prepared as by CMMD's authors (Jayasumana et al. 2024)."""
     from eval.features.clip import CMMD, load_clip, random_clip
 
     tower = params.cmmd
@@ -116,6 +122,7 @@ def _cmmd(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extract
 
 
 def _dinov2(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    """DINOv2, from timm (Oquab et al. 2023)."""
     from eval.features.dinov2 import load_dinov2, random_dinov2
 
     tower = params.dinov2
@@ -125,6 +132,7 @@ def _dinov2(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extra
 
 
 def _digits(params: ExtractorParams, protocol: str, dtype: torch.dtype) -> Extractor:
+    """A classifier of 8x8 digits, trained when it is needed, in seconds."""
     from eval.features.digits import DigitFeatures, train_classifier
 
     return DigitFeatures(train_classifier(make("data set", params.digits, {"digits": digits})))
