@@ -238,9 +238,9 @@ def _topic(program: str, topic: str) -> str:
     lines = []
     for name, setting in find(group, topic).items():
         lines.append(page([replace(setting, name=name, about=replace(setting.about, heading=""))]))
-    names: dict[int, str] = {}
+    first_names: dict[int, str] = {}
     for name, entry in tables.get(topic, {}).items():
-        first = names.setdefault(id(entry), name)
+        first = first_names.setdefault(id(entry), name)
         lines.append(describe(name, entry if first == name else f"The same as {first}."))
     if topic in BY_NAME + BY_DESCRIPTION:
         how = "by this name" if topic in BY_NAME else "as {name: package.module:name, and its settings}"

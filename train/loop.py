@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from diffusion.messages import brief, warn
 from diffusion.noise import mix
-from diffusion.settings import setting
+from diffusion.settings import of_kind, setting
 from models import EMA, Model
 from models.layers.packed import is_packed
 from models.layouts import native
@@ -42,28 +42,38 @@ class TrainParams:
 
     steps: int = setting(10_000, "optimiser steps")
     batch_size: int = setting(128, "samples per step, over all processes and accumulated parts")
-    accumulate: int = setting(1, "parts of each process's share of a batch, if memory is short")
+    accumulate: int = setting(
+        1, "parts of each process's share of a batch, if memory is short", kind="rounding"
+    )
     learning_rate: float = 1e-3
     warmup: int = setting(100, "steps over which the learning rate rises from 0")
     final: float = setting(1.0, "factor of the learning rate at the last step, by a cosine; 1: constant")
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.99)
     clip: float = setting(1.0, "limit of the gradient's norm")
-    precision: Literal["fp32", "bf16", "fp16"] = setting("fp32", "of activations: fp32, bf16 or fp16")
+    precision: Literal["fp32", "bf16", "fp16"] = setting(
+        "fp32", "of activations: fp32, bf16 or fp16", kind="rounding"
+    )
     ema: float = setting(0.999, "decay of the averaged weights")
     seed: int = 0
-    save_every: int = setting(1000, "steps")
-    log_every: int = setting(50, "steps")
-    evaluate_every: int = setting(0, "steps; 0: never. A checkpoint is saved before each evaluation")
-    workers: int = setting(0, "processes that decode images; 0 decodes in the loop")
+    save_every: int = setting(1000, "steps", kind="place")
+    log_every: int = setting(50, "steps", kind="place")
+    evaluate_every: int = setting(
+        0, "steps; 0: never. A checkpoint is saved before each evaluation", kind="place"
+    )
+    workers: int = setting(0, "processes that decode images; 0 decodes in the loop", kind="place")
     on_error: OnError = setting(
         "refuse",
         "samples that cannot be read: refuse ends the run, saved; skip replaces each by the next one of its "
         "class, and warns (not for captioned images)",
     )
-    check_data: bool = setting(False, "read all samples before the first step, to name unreadable ones")
-    compile: bool = setting(False, "torch.compile the network")
-    checkpointing: bool = setting(False, "recompute activations: less memory, a third more time")
+    check_data: bool = setting(
+        False, "read all samples before the first step, to name unreadable ones", kind="place"
+    )
+    compile: bool = setting(False, "torch.compile the network", kind="rounding")
+    checkpointing: bool = setting(
+        False, "recompute activations: less memory, a third more time", kind="place"
+    )
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "save_every", "log_every"):
@@ -86,10 +96,7 @@ class TrainParams:
         gets the same noise, whichever process computes it. A longer run has a longer cosine: its learning
         rate goes on from where the longer run's would be.
         """
-        free = {
-            "steps", "accumulate", "save_every", "log_every", "evaluate_every", "workers", "on_error",
-            "check_data", "precision", "compile", "checkpointing",
-        }  # fmt: skip
+        free = ("steps", "on_error", *of_kind(TrainParams, "place", "rounding"))
         return {
             "train": {name: value for name, value in asdict(self).items() if name not in free},
             "data": {
