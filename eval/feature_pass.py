@@ -181,7 +181,7 @@ def _save(work: _Work, state: Path) -> None:
 
 
 def forget(state: Path) -> None:
-    """Remove what `collect` has saved there, with any number of processes."""
+    """Remove what `extract_features` has saved there, with any number of processes."""
     for path in (state, *state.parent.glob(f"{escape(state.name)}.*-of-*")):
         path.unlink(missing_ok=True)
 

@@ -16,7 +16,9 @@ from diffusion.spec import check_names, check_type
 from models import Model, TextEncoder
 from models.text.encoder import Encoded
 
-MAX_CHUNKS = 60  # of 75 tokens, that prompts of a batch are repeated to: about the latents of an SD 1 image
+MAX_CHUNKS = (
+    60  # of 75 tokens: the most to which the prompts of a batch are repeated, so that they are equally long
+)
 SCORE, NEGATIVE_SCORE = 6.0, 2.5  # aesthetic scores out of 10 for SDXL's refiner: of the prompt, and of null
 
 

@@ -172,7 +172,7 @@ def split_strengths(config: Mapping[str, Any]) -> dict[str, Any]:
         return dict(config)
     check_type("adapters", given, str | list[str])
     each_given = [given] if isinstance(given, str) else given
-    pairs = [re.fullmatch(r"(.*?)(?::([+-]?\d+\.?\d*))?", each, re.DOTALL) for each in each_given]
+    pairs = [re.fullmatch(r"(.*?)(?::([+-]?(?:\d+\.?\d*|\.\d+)))?", each, re.DOTALL) for each in each_given]
     found = [(pair[1], float(pair[2] or 1)) for pair in pairs if pair]
     return {**config, "adapters": [path for path, _ in found], "strengths": [value for _, value in found]}
 

@@ -336,7 +336,7 @@ PROMPT_MISTAKES: dict[str, tuple[list[str], str]] = {
                                                                          "{files}/none.safetensors"),
     "no prompt": (["weights={files}/sd1.safetensors", *SMALL], "prompt must be given"),
     "prompt alone": (["prompt=a cat"], "say what to sample, by one of: run=FOLDER"),
-    "empty list": (["weights=[]", "prompt=a cat"], "load what? Give at least one file or folder"),
+    "empty list": (["weights=[]", "prompt=a cat"], "nothing to load: give at least one file or folder"),
     "empty": (["weights=", "prompt=a cat"], "weights is empty: give a path, or leave the setting out"),
     "numbers for weights": (["weights=[3]", "prompt=a cat"], "no such file or folder: 3"),
     "damaged": (["weights={files}/damaged.safetensors", "prompt=a cat"], "{files}/damaged.safetensors"),

@@ -41,7 +41,7 @@ def open_source(
         return open_pictures(spec, prompts, max_pixels)
     if prompts is not None:
         raise ValueError(
-            "prompts of a model that draws belong beside its weights: {weights: ..., prompts: FILE}"
+            "give the prompts of a model that draws with its weights: {weights: ..., prompts: FILE}"
         )
     origin = ", ".join(str(value) for value in spec.values())
     flat = None if classes is None else list(chain(*classes))

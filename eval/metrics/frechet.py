@@ -97,7 +97,7 @@ def _random_groups(samples: GroupedMoments, random: np.random.RandomState) -> It
 
 
 def _counts(parts: int, n: int) -> list[int]:
-    """The number of parts, of those that n samples come in, for each point, ascending."""
+    """How many of the parts to use for each point, ascending; n samples are in all parts."""
     if n < 2 * POINTS or parts < 3:
         raise ValueError(
             f"an extrapolation needs at least {2 * POINTS} samples, in at least 3 groups, not {n} in {parts}"

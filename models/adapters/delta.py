@@ -145,7 +145,7 @@ def _product(factors: tuple[Tensor, ...], w: Tensor) -> Tensor:
 
 
 def _like(w: Tensor, change: Tensor) -> Tensor:
-    """The change in W's shape: 1x1 convolutions and linear layers are written either way."""
+    """The change in W's shape: files hold 1x1 convolutions as matrices, too, and matrices as convolutions."""
     if change.ndim and change.shape[0] == w.shape[0] and change.numel() == w.numel():
         return change.reshape(w.shape)
     raise ValueError(f"it changes a weight of {list(change.shape)}, and the model's is {list(w.shape)}")

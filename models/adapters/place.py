@@ -105,7 +105,7 @@ def _text_prefixes(tower: Tower, alone: bool) -> tuple[str, ...]:
     ]
     if alone:
         prefixes.append("lora_te_")
-    if tower.reader.kind == "t5":  # the third for kohya, also where a model has but two
+    if tower.reader.kind == "t5":  # kohya calls it the third, also in models with two
         prefixes.append("lora_te3_")
     return tuple(prefixes)
 

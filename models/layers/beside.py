@@ -70,7 +70,7 @@ class BesideConv2d(nn.Conv2d):
 
 
 def put_beside(layer: nn.Module, factors: Factors, owner: nn.Module, name: str) -> None:
-    """Make a layer, a copy of one's own, add these factors' product to its own.
+    """Change a layer, in place, so that it adds the product of these factors to its own product.
 
     owner, name  the module that holds the factors: the layer, or what brings the layer its weights
     """
@@ -84,7 +84,7 @@ def put_beside(layer: nn.Module, factors: Factors, owner: nn.Module, name: str) 
 
 @cache
 def _beside_class(kind: type[Any]) -> type[Any]:
-    """A layer's class whose product, called by its own forward, has that of the factors added."""
+    """A class like the layer's own, with the product of the factors added to that of its weight."""
     base = BesideConv2d if issubclass(kind, nn.Conv2d) else BesideLinear
     packed = (PackedLinear,) if issubclass(kind, PackedLinear) else ()
     # of a layer with a forward of its own, as a modulation is, which calls the product as super().forward

@@ -120,7 +120,7 @@ def load(
 def _check_paths(names: Sequence[str | Path]) -> tuple[list[Path], list[Path]]:
     """Paths of weights, and of tokenizers. ValueError or FileNotFoundError if one is missing."""
     if not names:
-        raise ValueError("load what? Give at least one file or folder")
+        raise ValueError("nothing to load: give at least one file or folder")
     for name in names:
         if not isinstance(name, (str, Path)):
             raise ValueError(f"give paths one by one, models.load(*paths), not as {brief(name)}")

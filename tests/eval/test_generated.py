@@ -364,6 +364,6 @@ def test_sources_that_are_not_there_are_named(tmp_path: Path) -> None:
         == f"no such file of pictures: {tmp_path / 'a.npz'}"
     )
     assert refusal(lambda: open_source(f"{tmp_path}/b.tar"), OSError) == f"no such tar file: {tmp_path}/b.tar"
-    assert "prompts of a model that draws belong beside its weights" in refusal(
+    assert "give the prompts of a model that draws with its weights" in refusal(
         lambda: open_source({"run": "a"}, "prompts.txt")
     )

@@ -102,7 +102,7 @@ class LatentData:
     def prepare(self, where: World, progress: bool = True) -> None:
         """Read the latents from their file. If it is missing, one process computes them; the others wait."""
         where.on_leader(lambda: self._write(where.device, progress))
-        for _ in range(300):  # a network file system may show the file somewhat later elsewhere
+        for _ in range(300):  # other machines may see it a little later on a network file system
             if self.file.exists():
                 break
             time.sleep(0.2)
@@ -175,7 +175,7 @@ def _check_trainable(model: Model) -> None:
     text = model.require("text")
     if model.image_channels:
         raise ValueError(
-            f"this network sees {model.image_channels} channels beside x, for inpainting or editing: "
+            f"this network sees {model.image_channels} channels besides x, for inpainting or editing: "
             "captioned images do not train it"
         )
     if model.distilled or model.embeds_guidance:

@@ -18,7 +18,7 @@ from diffusion.messages import brief, brief_list, one_line, warn
 from train.data.dataset import Batch, Dataset
 
 MAX_WAIT = 3600.0  # seconds that a worker may take for a micro-batch: a file system may never answer
-POLL = 0.5  # seconds between two looks whether the run is to stop, while it waits for a worker
+POLL = 0.5  # seconds between checks for a stop request, while waiting for a worker
 OnError = Literal["refuse", "skip"]
 UNREADABLE = (ValueError, OSError)  # what data sets raise for a bad sample; anything else is a bug
 

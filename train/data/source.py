@@ -74,7 +74,7 @@ class StoredPictures(Source, Protocol):
 
 @contextmanager
 def reading(source: Source, indices: Sequence[int]) -> Iterator[Iterable[Tensor | Unreadable]]:
-    """`source.read(indices)`, whose threads end with the block."""
+    """`source.read(indices)` for a with block; its threads end with the block."""
     pictures = source.read(indices)
     try:
         yield pictures
