@@ -40,7 +40,7 @@ check: $(SETUP)        ## what notices most mistakes: the mathematics, solvers, 
 	    tests/test_layers.py tests/test_readme.py \
 	    tests/test_programs.py::test_train_sample_score tests/test_programs.py::test_prompts_to_images_and_again
 
-test: $(SETUP)         ## the whole test suite: two files side by side, on half of the cores each
+test: $(SETUP)         ## the test suite: two files side by side, on half of the cores each
 	OMP_NUM_THREADS=$(HALF) $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 test-slow: $(SETUP)    ## at full published size, and whole products of parameters, one after the other: minutes, and 16 GB of memory

@@ -24,12 +24,13 @@ from models import Model
 from models.files.text import read_json_lines
 from samplers import SAMPLERS
 from samplers.guide import class_denoiser
+from train.logbook import METRICS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDEST = 1000  # CSS pixels that the pictures of a sampling may be magnified to
-Line = Mapping[str, float]  # of metrics.jsonl: step, loss, grad_norm, lr, samples_per_second
+Line = Mapping[str, float]  # of METRICS: step, loss, grad_norm, lr, samples_per_second
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Run:
 
 def describe_runs(runs: Sequence[Run], images: Tensor | None) -> dict[str, Any]:
     """The template's values. images (N, 3, H, W) in [-1, 1]: real ones, for the forward process."""
-    curves = {run.name: read_json_lines(Path(run.folder) / "metrics.jsonl") for run in runs}
+    curves = {run.name: read_json_lines(Path(run.folder) / METRICS) for run in runs}
     shown = {run.name: models.load(run.folder) for run in runs if run.shown}
     schedules = {name: model.schedule for name, model in shown.items()}
     loss = svg(loss_plot(curves), "loss", "Loss and gradient norm over training steps") if curves else ""

@@ -47,7 +47,8 @@ def table() -> str:
     rows = [(*columns, "licence of the weights")]
     for family in FAMILIES.values():
         towers = (tower.name + " (optional)" * tower.optional for tower in family.architecture.towers)
-        sampling = "{sampler}, {steps} steps, guidance {guidance:g}".format(**family.sampling)
+        steps = f"{family.sampling['steps']} step{'s' * (family.sampling['steps'] != 1)}"
+        sampling = f"{family.sampling['sampler']}, {steps}, guidance {family.sampling['guidance']:g}"
         network = family.architecture.kind.title
         row = (f"`{family.name}`", family.title, network, ", ".join(towers), str(family.size), sampling)
         rows.append((*row, family.licence))
