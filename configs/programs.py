@@ -253,7 +253,8 @@ def _topic(program: str, topic: str) -> str:
         lines.append("  folder/mine.yaml     your own file, which may build on these")
     if not lines:
         names = [each.name for each in group]
-        check_names("setting or choice", [topic], [*names, "experiment", *tables, *parts])
+        known = dict.fromkeys([*names, "experiment", *tables, *parts])
+        check_names("setting or choice", [topic], known)
     return "\n".join(line for line in lines if line)
 
 

@@ -119,8 +119,10 @@ def test_each_program_tells_what_can_be_set(program: str) -> None:
     experiments = help_page(program, ["experiment"])
     assert "folder/mine.yaml" in experiments
     assert max(map(len, experiments.splitlines())) <= 110
-    with pytest.raises(ValueError, match="no setting or choice named 'sampelr'"):
+    with pytest.raises(ValueError, match="no setting or choice named 'sampelr'") as error:
         help_page(program, ["sampelr"])
+    known = str(error.value).partition("known: ")[2].split(", ")
+    assert len({*known}) == len(known)
 
 
 def test_programs_within_evaluation_have_pages_of_their_own() -> None:
