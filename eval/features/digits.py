@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from eval.features.extractor import Extractor, Identity
 from eval.features.weights import sha256_of_tensors
@@ -44,7 +45,7 @@ def train_classifier(data: TensorData, epochs: int = 40, seed: int = 0) -> Digit
         optimizer = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=1e-2)
         steps = -(-len(data) // 64) * epochs
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
-        for _ in range(epochs):
+        for _ in tqdm(range(epochs), "training the digit classifier", leave=False, disable=None):
             for index in torch.randperm(len(data)).split(64):
                 loss = F.cross_entropy(net(data.images[index]), data.labels[index], label_smoothing=0.05)
                 optimizer.zero_grad()

@@ -61,9 +61,7 @@ Module = dict[str, Place]
 
 def places(model: Model) -> dict[str, Module]:
     """Every published module of the backbone and of the text encoders, by all names that adapters use."""
-    found: dict[str, Module] = {}
-    if model.backbone is not None:
-        found |= backbone_places(model.backbone)
+    found = {} if model.backbone is None else backbone_places(model.backbone)
     if model.text is not None and model.family is not None:
         towers = {tower.name: tower for tower in model.family.architecture.towers}
         for name, network in model.text.towers.items():

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,15 @@ from torch import Tensor
 from diffusion.messages import brief
 from diffusion.spec import check_type
 from models.adapters.delta import Added, Delta, Hadamard, Kronecker, LowRank, Magnitude, Replaced, Scaled
-from models.adapters.place import Module, Place, backbone_places, places
+from models.adapters.place import Module, Place, places
 from models.families import ARCHITECTURES, FAMILIES
 from models.files.blank import Blank
 from models.files.stored import Stored, TensorFile
 from models.files.tensors import open_tensors
 from models.files.text import read_json, sha256_of_file
 from models.layers.finite import is_finite
-from models.model import Model
+from models.model import Model, build
+from models.presets import TINY_TOWERS, tiny_description
 
 # What writers call the tensors of a module, by the names used below; other leaves have one name, their own.
 ENDINGS = {
@@ -109,7 +110,14 @@ def load_adapter(path: str | Path, model: Model, *, strict: bool = True) -> Adap
         if (module := known.get(stem)) is None:
             unknown.append(next(iter(group.values())).key)
             continue
-        for place, delta in _deltas(file, stem, group, module, config):
+        try:
+            changes = _deltas(file, stem, group, module, config)
+        except MisfitError as error:
+            if strict:
+                raise ValueError(f"{error}{_made_for(file, groups, model)}") from None
+            unknown.append(next(iter(group.values())).key)
+            continue
+        for place, delta in changes:
             if place in deltas:
                 raise ValueError(f"{path} changes {place.key} twice, under different names ({stem})")
             deltas[place] = delta
@@ -188,6 +196,10 @@ def _groups(file: TensorFile) -> tuple[dict[str, Group], list[Stored]]:
     return groups, foreign
 
 
+class MisfitError(ValueError):
+    """A change whose sizes are not those of the model."""
+
+
 # Kinds ------------------------------------------------------------------------------------------------------
 
 
@@ -218,9 +230,9 @@ def _deltas(
                 delta.difference(torch.empty(bias.shape, device="meta"))
                 found.append((bias, delta))
     except (RuntimeError, IndexError, KeyError):  # torch's, of shapes; a factor that lacks
-        raise ValueError(_odd(file, group, "its factors do not fit each other")) from None
+        raise MisfitError(_odd(file, group, "its factors do not fit each other")) from None
     except ValueError as error:
-        raise ValueError(_odd(file, group, str(error))) from None
+        raise MisfitError(_odd(file, group, str(error))) from None
     if rest := sorted(t.keys() - used, key=lambda leaf: (leaf == "alpha", leaf)):
         raise ValueError(f"{file.path} holds {group[rest[0]].key} without the tensors that belong to it")
     return found
@@ -328,28 +340,46 @@ def _misfit(
 ) -> str:
     """For an adapter of another model, or of none."""
     of = model.family.title if model.family else "this model"
-    says = file.metadata.get("modelspec.architecture") or file.metadata.get("ss_base_model_version")
-    made = _made_for(groups) or (says and f"what it calls {brief(says)}")
-    return (
-        f"{file.path} does not fit {of}: {unknown[0]} names nothing there, nor do {len(unknown)} of {total} "
-        f"modules" + (f"; it looks made for {made}" if made else "")
+    many = (
+        f"none of its {total} modules is"
+        if len(unknown) == total
+        else f"{len(unknown)} of its {total} modules are not"
     )
+    return f"{file.path} does not fit {of}: {many} there ({unknown[0]}, ...){_made_for(file, groups, model)}"
 
 
-def _made_for(groups: Mapping[str, Group]) -> str | None:
+def _made_for(file: TensorFile, groups: Mapping[str, Group], model: Model) -> str:
+    """What an adapter looks made for, where that is another architecture than the model's."""
+    says = file.metadata.get("ss_base_model_version") or file.metadata.get("modelspec.architecture")
+    title = _guess(groups) or (says and brief(says))
+    own = FAMILIES[model.family.architecture.name].title if model.family else None
+    return f"; it looks made for {title}" if title and title != own else ""
+
+
+CONTEXT = 61  # as wide as no layer of a miniature is
+
+
+def _guess(groups: Mapping[str, Group]) -> str | None:
     """The family whose miniature has most of these modules; of several, one with as wide a context."""
     best, title = (0, False), None
     for architecture in ARCHITECTURES.values():
         with Blank():
-            network = architecture.kind.network(replace(architecture.tiny, context_dim=64))
-        known = {re.sub(r"\d+", "#", name): module for name, module in backbone_places(network).items()}
-        found = [(group, known.get(re.sub(r"\d+", "#", name))) for name, group in groups.items()]
+            model = build(
+                tiny_description(architecture.name, TINY_TOWERS, context_dim=CONTEXT), device="meta"
+            )
+        known = {_without_numbers(name): module for name, module in places(model).items()}
+        found = [(group, known.get(_without_numbers(name))) for name, group in groups.items()]
         contexts = {
             group["down"].shape[1]
             for group, module in found
-            if module and "down" in group and module["weight"].shape[1] == 64
+            if module and "down" in group and module["weight"].shape[1:2] == (CONTEXT,)
         }
         fits = sum(module is not None for _, module in found)
         if (fit := (fits, contexts == {architecture.network.context_dim})) > best:
             best, title = fit, FAMILIES[architecture.name].title
     return title
+
+
+def _without_numbers(name: str) -> str:
+    """A module's name for blocks of any number; those of text encoders stay: lora_te2_..._#_..."""
+    return re.sub(r"(?<=[._])\d+(?=[._]|$)", "#", name)

@@ -550,3 +550,25 @@ def test_names_of_old_diffusers_and_its_metadata(base: Base, tmp_path: Path) -> 
         save_file(moved(tensors, added, scale), tmp_path / "merged.safetensors")
         merged = models.load(tmp_path / "merged.safetensors", family="sd1").state_dict()
         close(adapted(model, {tmp_path / f"{name}.safetensors": 1.0}).state_dict(), merged)
+
+
+def test_an_sdxl_lora_on_sd1_is_told_so(tmp_path: Path) -> None:
+    """By the width of the context where names fit, and by its second text encoder; or the rest is taken."""
+    key, second = (
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k",
+        "lora_te2_text_model_encoder_layers_0",
+    )
+    wide = {f"{key}.lora_down.weight": torch.ones(1, 2048), f"{key}.lora_up.weight": torch.ones(640, 1)}
+    fits = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
+    wide |= {f"{fits}.lora_down.weight": torch.ones(1, 768), f"{fits}.lora_up.weight": torch.ones(3072, 1)}
+    q = f"{second}_self_attn_q_proj"
+    towers = {f"{q}.lora_down.weight": torch.ones(1, 1280), f"{q}.lora_up.weight": torch.ones(1280, 1)}
+    with Blank():
+        sd1 = models.published("sd1")
+    for name, lora in {"wide": wide, "towers": towers}.items():
+        save_file(lora, tmp_path / f"{name}.safetensors")
+        with pytest.raises(ValueError, match=r"does not fit .*it looks made for Stable Diffusion XL$"):
+            load_adapter(tmp_path / f"{name}.safetensors", sd1)
+    rest = load_adapter(tmp_path / "wide.safetensors", sd1, strict=False)
+    assert [place.key for place in rest.deltas] == ["text_model.encoder.layers.0.mlp.fc1.weight"]
+    assert "left out: 1" in rest.notes[0]
