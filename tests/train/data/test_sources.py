@@ -796,7 +796,7 @@ EMPTY = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
         (lambda: TensorPictures.from_unit(torch.full((1, 3, 8, 8), -0.5)), "values from -0.5 to -0.5 are not "
                                                                            "in [0, 1]: from_signed"),
         (lambda: TensorPictures.from_unit(torch.full((1, 3, 8, 8), torch.nan)), "values from nan to nan"),
-        (lambda: TensorPictures.from_signed(torch.full((1, 3, 8, 8), torch.nan)), "no numbers (NaN)"),
+        (lambda: TensorPictures.from_signed(torch.full((1, 3, 8, 8), torch.nan)), "images with NaN"),
     ],
 )  # fmt: skip
 def test_tensors_that_are_no_pictures_are_refused(make: Callable[[], TensorPictures], message: str) -> None:
