@@ -59,8 +59,7 @@ def remedy(name: Any) -> str:
     """For error messages: why a name from outside is not imported; "" for other names."""
     if not (isinstance(name, str) and OUTSIDE.fullmatch(name)):
         return ""
-    where = "where you write them (command line, configuration), and in a model's file with trust=true"
-    return f"names of your own code are imported {where}"
+    return "it is your own code: trust=true imports and runs it where a run or a file names it"
 
 
 def _import(kind: str, name: str) -> Any:

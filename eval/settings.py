@@ -82,7 +82,7 @@ class ScoreParams(FeatureParams):
         "of a row that samples are judged by, and not ranked with: floor (real pictures, scored as samples "
         "are), held_out (real ones that no model has seen) or ceiling (noise)",
     )
-    n: int | None = setting(None, "only the first n of the samples")
+    n: int | None = setting(None, "only the first n of the samples (of a model: n inside samples)")
     parts: int = setting(
         1,
         "score the samples in so many equal parts; figures are means over them, with their spread",

@@ -163,12 +163,10 @@ def test_everything_from_outside_in_a_run_and_back(mine: Path) -> None:
     assert out.name.startswith("mine.alternate-3-guidance-2-rule-mine-rule-spacing-mine-spaced-power-2.0")
     assert read_settings(image)["sampler"] == "mine:alternate"
     forget()
-    with pytest.raises(
-        ValueError, match=r"no schedule named 'mine:schedule'; .*in a model's file with trust=true"
-    ):
+    with pytest.raises(ValueError, match=r"no schedule named 'mine:schedule'; .*trust=true"):
         draw_config({"from": str(image)})
     assert "mine" not in sys.modules
-    with pytest.raises(ValueError, match=r"no \w+( \w+)? named 'mine:\w+'; names of your own"):
+    with pytest.raises(ValueError, match=r"no \w+( \w+)? named 'mine:\w+'; it is your own code"):
         draw_config({"from": str(image), "trust": True})
     assert outside._known.keys() == {("network", "mine:Tiny"), ("schedule", "mine:schedule")}  # the model's
     own: dict[str, Any] = {"sampler": "mine:alternate", "guide": {"rule": {"name": "mine:rule"}}}
@@ -191,7 +189,7 @@ def test_scores_of_an_own_metric_and_extractor(mine: Path) -> None:
     assert figure.value == pytest.approx(float(data.images.add(1).div(2).mean()), abs=2e-3)
     assert figure.basis["extractor"]["network"] == "pixels"
     forget()
-    with pytest.raises(ValueError, match="no metric named 'mine:brightness'; names of your own"):
+    with pytest.raises(ValueError, match="no metric named 'mine:brightness'; it is your own code"):
         make_params("", ScoreParams, {"samples": "x", "metric": ["mine:brightness"]})
 
 
@@ -206,7 +204,7 @@ def test_files_with_an_own_network(mine: Path) -> None:
     assert model.spec["network"]["name"] == "mine:Tiny"
     models.save(model, mine / "model.safetensors")
     forget()
-    with pytest.raises(ValueError, match=r"no network named 'mine:Tiny'; .*with trust=true"):
+    with pytest.raises(ValueError, match=r"no network named 'mine:Tiny'; .*trust=true"):
         models.load(mine / "model.safetensors")
     assert "mine" not in sys.modules
     loaded = models.load(mine / "model.safetensors", trust=True)

@@ -40,7 +40,7 @@ def adapted(model: Model, adapters: Mapping[Any, Strength], *, apart: bool = Fal
     """
     if any(map(has_factors, model.parts.values())):
         raise ValueError("this model has adapters apart: give its base all of them at once")
-    copy = _Copy(model)
+    copy = _Copy(model, [f"adapted by {getattr(each, 'path', each)} at {s}" for each, s in adapters.items()])
     for name, changes in _collect(model, adapters).items():
         if not (apart and copy.put_beside(name, changes)):
             copy.merge(name, changes)
@@ -64,12 +64,13 @@ def _collect(model: Model, adapters: Mapping[Any, Strength]) -> dict[str, list[C
 class _Copy:
     """A model's copy that shares all tensors, and whose layers can be changed."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, notes: list[str]) -> None:
         parts = {name: _shared(part) for name, part in model.parts.items()}
         for name, part in parts.items():
             _chain_up(model.parts[name], part)
         changed: dict[str, Any] = parts
-        self.model = replace(model, **changed)
+        report = model.report and replace(model.report, notes=(*model.report.notes, *notes))
+        self.model = replace(model, report=report, **changed)
         roots = {f"{FOLDERS.get(name, name)}.": part for name, part in parts.items()}
         self.layers = {root + name: layer for root, part in roots.items() for name, layer in all_layers(part)}
         self.held = {

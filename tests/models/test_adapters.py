@@ -369,6 +369,10 @@ def test_strength_0_and_taking_off_is_the_base(base: Base, tmp_path: Path) -> No
     assert all(torch.equal(value, before[name]) for name, value in half.state_dict().items())
     assert all(torch.equal(off[name], value) for name, value in before.items())
     close(first, second)
+    report = adapted(half, both[0]).report
+    assert report is not None
+    assert f"adapted by {tmp_path / 'a.safetensors'} at 0.5" in str(report)
+    assert "adapted" not in str(half.report)
     with pytest.raises(ValueError, match=r"strength of a\.safetensors"):
         adapted(half, {tmp_path / "a.safetensors": "strong"})  # type: ignore[dict-item]
 
