@@ -188,7 +188,7 @@ def image_size(
     if size[0] % factor or size[1] % factor or min(size) < factor:
         near = [max(factor, round(side / factor) * factor) for side in size]
         raise ValueError(
-            f"this model makes images whose sides are multiples of {factor} from {factor} on, not {wanted}: "
+            f"this model makes images whose sides are positive multiples of {factor}, not {wanted}: "
             f"{near[0]}x{near[1]} is near"
         )
     only = getattr(params, "image_size", None)  # of networks for one size

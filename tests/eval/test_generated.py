@@ -296,7 +296,7 @@ def test_pictures_that_are_not_finite_stop_the_drawing(folder: Path) -> None:
             {"weights": "sd1", "prompts": ["a"], "image": "a.png"},
             "no setting of what prompts draw named 'image'",
         ),
-        ({"weights": "sd1", "prompts": ["a"], "height": 33}, "sides are multiples of"),
+        ({"weights": "sd1", "prompts": ["a"], "height": 33}, "sides are positive multiples of"),
         ({"weights": "classes", "prompts": ["a"]}, "takes no prompts"),
     ],
     ids=str,
