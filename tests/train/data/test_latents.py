@@ -292,7 +292,7 @@ REFUSED: dict[str, tuple[Callable[[], Model], dict[str, Any], str]] = {
     "inpainting": (
         lambda: models.miniature("sd1", in_channels=9),
         {},
-        "sees 5 channels beside x, for inpainting or editing",
+        "sees 5 channels besides x, for inpainting or editing",
     ),
     "distilled": (
         lambda: models.miniature("lcm"),
