@@ -201,7 +201,7 @@ def test_what_a_consistency_model_was_distilled_for(tmp_path: Path) -> None:
         config = folder_with(
             "lcm", tmp_path / "lcm", "scheduler/scheduler_config.json", timestep_scaling=wrong
         )
-        with pytest.raises(ValueError, match="scaling and sigma_data of an LCM must be above 0"):
+        with pytest.raises(ValueError, match="scaling and sigma_data of lcm must be above 0"):
             models.load(config)
 
 
