@@ -101,9 +101,7 @@ def test_labels_that_are_not_there() -> None:
         ValueError, match=r"no class named 'goldn retriever'; did you mean 'golden retriever'"
     ):
         label_cycle(model, SampleParams(run="x", labels="goldn retriever"))
-    with pytest.warns(
-        UserWarning, match=r"label 1 is the number of class '2'; labels=\['1'\] is the class of that name"
-    ):
+    with pytest.warns(UserWarning, match=r"label 1 is class number 1, '2'; labels=\['1'\] means its name"):
         assert label_cycle(model, SampleParams(run="x", labels=1)) == [1]
 
 
