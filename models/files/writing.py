@@ -83,7 +83,8 @@ def _draft(path: Path) -> Iterator[Path]:
 def _own_folder(box: Path) -> tuple[Path, int | None]:
     """A new folder within the box, and the lock that shows its use. Removes abandoned folders."""
     while True:
-        box.mkdir(exist_ok=True)
+        with suppress(FileExistsError):  # exist_ok would look again, and another writer may remove it between
+            box.mkdir()
         with suppress(FileNotFoundError, BlockingIOError):  # another writer removed the box or the folder
             for left in list(box.iterdir()):
                 _remove_unless_locked(left)
