@@ -52,7 +52,7 @@ def test_mistakes_are_named() -> None:
         ValueError, match=r"show takes images \(N, 1 or 3, H, W\), at least one, not \(8, 8\)"
     ):
         show(images[0, 0])
-    with pytest.raises(ValueError, match="labels names 3, and 4 are needed"):
+    with pytest.raises(ValueError, match="labels has 3 texts, but 4 are needed"):
         show(images, labels=[1, 2, 3])
     with pytest.raises(ValueError, match="rows names 1, and 2 are needed"):
         show(images, 2, rows=["one"])
