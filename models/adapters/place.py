@@ -128,5 +128,8 @@ def _tensors(network: nn.Module) -> dict[str, Tensor]:
     for place, layer in all_layers(network):
         if isinstance(layer, PackedLinear):
             found[f"{place}.weight"] = torch.empty(layer.out_features, layer.in_features, device="meta")
-        found |= {f"{place}.{name}": value for name, value in layer.named_parameters(recurse=False)}
+        found |= {
+            f"{place}.{name}".removeprefix("."): value
+            for name, value in layer.named_parameters(recurse=False)
+        }
     return found

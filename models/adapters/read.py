@@ -217,7 +217,7 @@ def _deltas(
     weight = module.get("weight") or module.get("scale")
     found: list[tuple[Place, Delta]] = []
     try:
-        scale = _scale(t, stem, group, configs)
+        scale = _scale(t, stem, configs)
         inner = _weight_delta(t, take, scale)
         if inner is not None and weight is not None:
             used.add("alpha")
@@ -284,7 +284,7 @@ def _with_magnitude(
     return inner
 
 
-def _scale(t: Mapping[str, Tensor], stem: str, group: Group, configs: Mapping[str, Any]) -> float:
+def _scale(t: Mapping[str, Tensor], stem: str, configs: Mapping[str, Any]) -> float:
     """alpha / r of the module itself; 1 without alpha, and where it is 0, as kohya and LyCORIS have it."""
     ranks = [
         t[leaf].shape[0]

@@ -54,7 +54,7 @@ def test_mistakes_are_named() -> None:
         show(images[0, 0])
     with pytest.raises(ValueError, match="labels has 3 texts, but 4 are needed"):
         show(images, labels=[1, 2, 3])
-    with pytest.raises(ValueError, match="rows names 1, and 2 are needed"):
+    with pytest.raises(ValueError, match="rows has 1 texts, but 2 are needed"):
         show(images, 2, rows=["one"])
 
 
